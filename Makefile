@@ -1,0 +1,35 @@
+# Two commands to know: `make demo` (from nothing to a report) and `make test`.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint types bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/tokkata run recipes/quickstart.yaml
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy resolves the package's relative imports only where the repository goes by the package's name.
+types: $(VENV)/installed
+	mkdir -p build/types
+	ln -sfn ../.. build/types/tokkata
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p tokkata
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest tests/benchmarks --benchmark -s
+
+# The stamp makes a second call start at once, and a changed list of packages install again.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,172 @@
+"""The command `tokkata`."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from .core.errors import UserError
+from .core.recipe import load_recipe
+from .core.run import StageState, run_stage, stage_states
+from .core.schema import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Music from audio: codec tokens, language models, generation and scores, from one recipe.",
+)
+codec_app = typer.Typer(no_args_is_help=True, help="Train and measure codecs.")
+app.add_typer(codec_app, name="codec")
+
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, such as recipes/quickstart.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as train.steps=200."),
+]
+
+
+@app.command()
+def run(
+    recipe_path: RecipePath,
+    overrides: Overrides = None,
+    stages: Annotated[
+        str | None, typer.Option(help="Only these stages, separated by commas, such as tokenize,train.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the commands, and why, and stop.")
+    ] = False,
+    launcher: Annotated[
+        str,
+        typer.Option(
+            help="What starts the stage train, such as 'accelerate launch' or 'torchrun --nproc_per_node 2'."
+        ),
+    ] = "",
+) -> None:
+    """Run a recipe from audio to report; the same command again resumes.
+
+    Each stage is printed as the command that it is, and can be run by itself.
+    """
+    recipe = load_recipe(recipe_path, overrides or [])
+    states = stage_states(recipe)
+    names = [state.stage.name for state in states]
+    wanted = stages.split(",") if stages else names
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise UserError(f"no stage '{unknown[0]}': this recipe has {', '.join(names)}")
+    for state in states:
+        if state.stage.name not in wanted:
+            continue
+        command = _command(state, recipe_path, overrides or [], launcher)
+        if state.state == "done":
+            _say(f"# {state.stage.name}: already done")
+            continue
+        _say(f"# {state.stage.name}" + (f": {state.why}" if state.why else ""))
+        _say(shlex.join(command))
+        if not dry_run:
+            _start(command)
+    if not dry_run:
+        _say_outcome(recipe)
+
+
+def _command(state: StageState, recipe_path: Path, overrides: list[str], launcher: str) -> list[str]:
+    starter = shlex.split(launcher) if launcher and state.stage.name == "train" else [sys.executable]
+    return [*starter, "-m", state.stage.module, str(recipe_path), *overrides]
+
+
+def _start(command: list[str]) -> None:
+    """Run a stage in a process of its own; SIGTERM is passed on, so that it can save a checkpoint."""
+    process = subprocess.Popen(command)
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        process.send_signal(signum)
+
+    previous = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if code:
+        raise typer.Exit(code if code > 0 else 128 - code)
+
+
+def _say_outcome(recipe: Recipe) -> None:
+    report = recipe.folder / "eval" / "report.html"
+    rejects = recipe.folder / "tokens" / "rejects.jsonl"
+    if rejects.exists() and (count := len(rejects.read_text(encoding="utf-8").splitlines())):
+        _say(f"rejected clips: {count}, each with its reason in {rejects}")
+    if report.exists():
+        _say(f"report: {report.resolve()}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _run_one(name: str, recipe_path: Path, overrides: list[str] | None) -> None:
+    recipe = load_recipe(recipe_path, overrides or [])
+    for state in stage_states(recipe):
+        if state.stage.name == name:
+            module = importlib.import_module(state.stage.module)
+            run_stage(recipe, name, getattr(module, state.stage.function))
+            return
+    raise UserError(f"a run with model '{recipe.model.kind}' has no stage '{name}'")
+
+
+@app.command()
+def tokenize(recipe_path: RecipePath, overrides: Overrides = None) -> None:
+    """Encode the audio of a recipe into tokens."""
+    _run_one("tokenize", recipe_path, overrides)
+
+
+@app.command()
+def train(recipe_path: RecipePath, overrides: Overrides = None) -> None:
+    """Train the model of a recipe on its tokens, in this process."""
+    _run_one("train", recipe_path, overrides)
+
+
+@app.command()
+def generate(recipe_path: RecipePath, overrides: Overrides = None) -> None:
+    """Generate audio from the trained model of a recipe."""
+    _run_one("generate", recipe_path, overrides)
+
+
+@app.command(name="eval")
+def evaluate(recipe_path: RecipePath, overrides: Overrides = None) -> None:
+    """Score what was generated, and write the report."""
+    _run_one("eval", recipe_path, overrides)
+
+
+@codec_app.command(name="train")
+def codec_train(recipe_path: RecipePath, overrides: Overrides = None) -> None:
+    """Prepare the audio of a codec's recipe and train the codec."""
+    _run_one("prepare", recipe_path, overrides)
+    _run_one("train", recipe_path, overrides)
+
+
+@codec_app.command(name="eval")
+def codec_eval(recipe_path: RecipePath, overrides: Overrides = None) -> None:
+    """Measure a trained codec's reconstruction of held-out audio, beside Opus."""
+    _run_one("eval", recipe_path, overrides)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence and exit code 2, without a traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None

@@ -1,0 +1,266 @@
+"""The one training loop: language models, codecs, diffusion models and GANs hand it phases.
+
+A *phase* is one optimizer and the loss that it minimises; a GAN has two. One *step* runs every phase once
+on one global batch of `train.batch_size` clips.
+
+Three properties hold by construction rather than by bookkeeping:
+
+- Nothing depends on state outside a checkpoint: batches, dropout and the learning rate are pure functions
+  of (seed, step), so a resumed run is the uninterrupted one, bit for bit on CPU.
+- A loss is a mean over `Loss.weight` elements. Gradients are summed with those weights over micro-batches
+  and processes and divided by the total, so how many processes share a batch does not change the step.
+- All processes see the same gradient norm, so they agree on skipping a step that is not finite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from .checkpoint import load_newest_checkpoint, save_checkpoint
+from .errors import UserError
+from .log import TrainingLog
+from .schema import Train
+
+# After this many steps in a row without a finite gradient, going on only burns time.
+MAX_SKIPPED_IN_A_ROW = 50
+
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class Loss:
+    """What a phase minimises, for one micro-batch."""
+
+    mean: Tensor  # scalar, differentiable
+    weight: Tensor  # scalar: how many elements `mean` is the mean of
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Scalars for the log, averaged with the same weight."""
+
+
+@dataclass
+class Phase:
+    """One optimizer and its loss."""
+
+    name: str
+    module: str
+    """Which of the job's modules the optimizer updates."""
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[Mapping[str, nn.Module], Batch], Loss]
+
+
+@dataclass
+class Job:
+    """What a family of models hands to the loop."""
+
+    modules: dict[str, nn.Module]
+    phases: list[Phase]
+    averaged: str
+    """The module whose weights are averaged, validated and saved."""
+    batch: Callable[[int, range], Batch]
+    """(step, rows of the global batch) → tensors on the CPU; a pure function."""
+    validate: Callable[[nn.Module], dict[str, float]]
+    """Scores of the averaged module on held-out data; `loss` is shown on the progress bar."""
+    save: Callable[[nn.Module, dict[str, float]], None]
+    """Write the finished model from the averaged module and its last validation."""
+    unit: str
+    """What `Loss.weight` counts, in the plural: `tokens`, `clips`."""
+
+
+@dataclass
+class StepResult:
+    """What one phase did in one step, over all processes."""
+
+    sums: dict[str, Tensor]
+    """Metrics, each multiplied by the weight and summed."""
+    weight: Tensor  # scalar
+    taken: bool
+    """False if the gradient was not finite, and the weights were left alone."""
+
+
+class StoppedError(UserError):
+    """Training was asked to stop, and has saved a checkpoint."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+def learning_rate(config: Train, step: int) -> float:
+    """Linear warm-up, then a constant or a half cosine down to `final_lr_fraction`; `step` counts from 0."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.lr * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
+
+
+def adamw(module: nn.Module, config: Train) -> torch.optim.AdamW:
+    """AdamW (arXiv:1711.05101) with weight decay on matrices only, not on gains and biases."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
+
+
+def update_average(averaged: nn.Module, module: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of parameters; buffers are copied.
+
+    The decay rises as (1 + step) / (10 + step) so that early averages are not ruled by the initial weights.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    source = [p.detach() for p in module.parameters()]
+    torch._foreach_lerp_([p.data for p in averaged.parameters()], source, 1 - decay)
+    for target, buffer in zip(averaged.buffers(), module.buffers(), strict=True):
+        target.copy_(buffer)
+
+
+def process_rows(batch_size: int, num_processes: int, process: int, num_micro: int) -> list[range]:
+    """The rows of the global batch that each micro-batch of one process holds.
+
+    Raises `UserError` if the batch cannot be shared out evenly.
+    """
+    if batch_size % (num_processes * num_micro):
+        raise UserError(
+            f"train.batch_size {batch_size} cannot be shared evenly by {num_processes} processes"
+            f" with {num_micro} micro-batches each: make it a multiple of {num_processes * num_micro}"
+        )
+    size = batch_size // (num_processes * num_micro)
+    first = process * num_micro * size
+    return [range(first + i * size, first + (i + 1) * size) for i in range(num_micro)]
+
+
+def _run_phase(
+    accelerator: Accelerator,
+    phase: Phase,
+    modules: Mapping[str, nn.Module],
+    batches: list[Batch],
+    clip: float,
+) -> StepResult:
+    """One optimizer step over this process's micro-batches."""
+    module = modules[phase.module]
+    names: list[str] = []
+    totals = torch.zeros((), device=accelerator.device)
+    for i, batch in enumerate(batches):
+        with contextlib.nullcontext() if i == len(batches) - 1 else accelerator.no_sync(module):
+            loss = phase.loss(modules, batch)
+            accelerator.backward(loss.mean * loss.weight)
+        metrics = {"loss": loss.mean, **loss.metrics}
+        names = list(metrics)
+        weighted = torch.stack([value.detach().float() for value in metrics.values()]) * loss.weight
+        totals = totals + torch.cat([loss.weight.float().reshape(1), weighted])
+    totals = accelerator.reduce(totals, reduction="sum")
+    weight = totals[0]
+    accelerator.unscale_gradients(phase.optimizer)
+    parameters = [p for g in phase.optimizer.param_groups for p in g["params"] if p.grad is not None]
+    # DDP has averaged the processes' sums: undo the average, divide by what was summed.
+    torch._foreach_mul_([p.grad for p in parameters], accelerator.num_processes / weight)
+    norm = accelerator.clip_grad_norm_(parameters, clip)
+    assert norm is not None
+    taken = bool(torch.isfinite(norm))
+    if taken:
+        phase.optimizer.step()
+    phase.optimizer.zero_grad(set_to_none=True)
+    sums = dict(zip(names, totals[1:], strict=True)) | {"grad_norm": norm.detach() * weight}
+    return StepResult(sums, weight, taken)
+
+
+def train(job: Job, config: Train, run_folder: Path) -> None:
+    """Train `job` to `config.steps`, resuming from the newest checkpoint in `run_folder`, then save it.
+
+    Raises `StoppedError` after SIGTERM (a checkpoint is saved first) and `UserError` when the loss stays
+    non-finite.
+    """
+    accelerator = Accelerator(mixed_precision=config.precision)
+    rows = process_rows(
+        config.batch_size, accelerator.num_processes, accelerator.process_index, config.grad_accumulation
+    )
+    averaged = copy.deepcopy(job.modules[job.averaged]).requires_grad_(False).to(accelerator.device).eval()
+    modules = {name: accelerator.prepare(module) for name, module in job.modules.items()}
+    for phase in job.phases:
+        phase.optimizer = accelerator.prepare(phase.optimizer)
+
+    checkpoints = run_folder / "checkpoints"
+    step = load_newest_checkpoint(checkpoints, accelerator, averaged)
+    stop = torch.zeros((), device=accelerator.device)
+
+    def ask_to_stop(signum: int, frame: FrameType | None) -> None:
+        stop.fill_(1)
+
+    previous_handler = signal.signal(signal.SIGTERM, ask_to_stop)
+    scores: dict[str, float] = {}
+    skipped_in_a_row = 0
+    source = accelerator.unwrap_model(modules[job.averaged])
+    log = TrainingLog(run_folder / "logs", config.steps, job.unit, step, enabled=accelerator.is_main_process)
+    try:
+        with log:
+            for module in modules.values():
+                module.train()
+            while step < config.steps:
+                # Dropout, crops drawn on the device and the like: a function of (seed, step, process) too.
+                torch.manual_seed(step_seed(config.seed, step, accelerator.process_index))
+                batches = [
+                    {name: t.to(accelerator.device) for name, t in job.batch(step, r).items()} for r in rows
+                ]
+                for phase in job.phases:
+                    for group in phase.optimizer.param_groups:
+                        group["lr"] = learning_rate(config, step)
+                    result = _run_phase(accelerator, phase, modules, batches, config.clip_grad_norm)
+                    skipped_in_a_row = 0 if result.taken else skipped_in_a_row + 1
+                    prefix = f"{phase.name}/" if len(job.phases) > 1 else ""
+                    log.add(prefix, result.sums, result.weight, skipped=not result.taken)
+                    if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                        raise UserError(
+                            f"the gradient has not been finite for {skipped_in_a_row} steps (now {step}):"
+                            " lower train.lr or look at the data;"
+                            f" the newest checkpoint is kept in {checkpoints}"
+                        )
+                step += 1
+                if config.ema_decay:
+                    update_average(averaged, source, config.ema_decay, step)
+                else:
+                    averaged.load_state_dict(source.state_dict())
+                stopping = bool(accelerator.reduce(stop.clone(), reduction="sum"))
+                at_end = step == config.steps
+                if step % config.log_every == 0 or at_end:
+                    log.write(step, learning_rate(config, step - 1))
+                if step % config.validate_every == 0 or at_end:
+                    if accelerator.is_main_process:
+                        with torch.no_grad():
+                            scores = job.validate(averaged)
+                        log.write_validation(step, scores)
+                    accelerator.wait_for_everyone()
+                if step % config.save_every == 0 or at_end or stopping:
+                    save_checkpoint(checkpoints, step, accelerator, averaged, config.keep_checkpoints)
+                if stopping and not at_end:
+                    raise StoppedError(
+                        f"stopped at step {step} of {config.steps} with a checkpoint;"
+                        " to resume, run the same command again"
+                    )
+            if accelerator.is_main_process:
+                if not scores:  # resumed after the last step
+                    with torch.no_grad():
+                        scores = job.validate(averaged)
+                job.save(averaged, scores)
+            accelerator.wait_for_everyone()
+    finally:
+        signal.signal(signal.SIGTERM, previous_handler)
+        accelerator.end_training()
+
+
+def step_seed(*parts: int) -> int:
+    """A seed for torch from any numbers, well mixed: neighbours give unrelated streams."""
+    return int(np.random.SeedSequence([part % 2**32 for part in parts]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,57 @@
+"""The stages of a run: their order, their programs, what decides their output and where it goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .schema import Recipe
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step from audio to scores."""
+
+    name: str
+    module: str
+    """What `python -m` or `accelerate launch -m` starts."""
+    function: str
+    """The function of that module which does the work, given the recipe."""
+    sections: tuple[str, ...]
+    """The sections or single settings of a recipe that decide its output, dotted."""
+    outputs: tuple[str, ...]
+    """The folders of the run that it writes."""
+    after: str | None = None
+    """The stage whose output it reads."""
+
+
+TOKEN_MODEL_STAGES = (
+    Stage("tokenize", "tokkata.tokenize.encode", "tokenize", ("data", "codec", "tokenize"), ("tokens",)),
+    Stage(
+        "train",
+        "tokkata.lm.train",
+        "train_lm",
+        ("model", "train"),
+        ("checkpoints", "model", "logs"),
+        "tokenize",
+    ),
+    Stage("generate", "tokkata.lm.sample", "sample", ("generate",), ("samples",), "train"),
+    Stage("eval", "tokkata.eval.score", "evaluate", ("eval",), ("eval",), "generate"),
+)
+
+CODEC_STAGES = (
+    Stage("prepare", "tokkata.tokenize.prepare", "prepare", ("data", "model.sample_rate_hz"), ("audio",)),
+    Stage(
+        "train",
+        "tokkata.tokenize.train_codec",
+        "train_codec",
+        ("model", "train"),
+        ("checkpoints", "model", "logs"),
+        "prepare",
+    ),
+    Stage("eval", "tokkata.eval.reconstruction", "evaluate_codec", ("eval",), ("eval",), "train"),
+)
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages that `recipe` runs through, in order."""
+    return CODEC_STAGES if recipe.model.kind == "dac" else TOKEN_MODEL_STAGES

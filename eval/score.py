@@ -1,0 +1,356 @@
+"""Stage `eval`: generated clips, and what they should be judged against, scored and shown.
+
+    python -m tokkata.eval.score RECIPE
+
+Reads samples/ and the corpus; writes eval/scores.json and eval/report.html.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..core.device import best_device
+from ..core.errors import UserError
+from ..core.files import read_jsonl, write_json
+from ..core.recipe import dump_recipe
+from ..core.run import stage_main
+from ..core.schema import Recipe, Split
+from ..tokenize.codec import Codec, load_codec_from_config
+from ..tokenize.corpus import Clip, Corpus
+from ..tokenize.load_corpus import load_corpus
+from . import report
+from .embedding import embed_clips, load_embedding
+from .frechet import MIN_CLIPS, FrechetInfinity, GaussianStats, frechet_distance, frechet_distance_infinity
+from .pitch import PitchAccuracy, pitch_accuracy
+from .players import listening_rows
+from .sets import ClipSet, Skipped, generated_clips, real_clips, reconstruct, split_clips, white_noise
+
+FLOOR, RECONSTRUCTED, GENERATED, UNTRAINED, NOISE = (
+    "real, other",
+    "reconstructed",
+    "generated",
+    "untrained",
+    "white noise",
+)
+PACKAGES = ("tokkata", "torch", "transformers", "accelerate", "numpy", "librosa")
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """How one set of clips compares with the reference."""
+
+    name: str
+    note: str
+    """What the set is and what its score tells."""
+    fad: float | None
+    """Fréchet distance to the reference; null if the set has fewer than two embedding frames."""
+    fad_infinity: FrechetInfinity | None
+    """Null with fewer than `MIN_CLIPS` clips."""
+    num_clips: int
+    num_frames: int
+    """Embedding frames of all clips."""
+    pitch: PitchAccuracy | None
+    """Null where labels name no pitch."""
+
+
+@dataclass(frozen=True)
+class EmbeddingInfo:
+    """What the Fréchet distances were measured in."""
+
+    name: str
+    width: int
+    sample_rate: int
+    resampler: str = "soxr HQ"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The real audio that every row is compared with."""
+
+    split: Split
+    num_clips: int
+    num_frames: int
+    max_duration_s: float
+    """Longer files were cropped to this."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `scores.json` holds."""
+
+    rows: list[ScoreRow]
+    embedding: EmbeddingInfo
+    reference: Reference
+    skipped: list[Skipped]
+    warnings: list[str]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """A set to be scored."""
+
+    name: str
+    note: str
+    clips: ClipSet
+    has_pitch: bool = True
+    """Whether the labels say what should be heard."""
+
+
+@dataclass(frozen=True)
+class Sets:
+    """All audio of one evaluation, at the codec's sample rate."""
+
+    reference: ClipSet
+    scored: list[NamedSet]
+    sample_rate: int
+    skipped: list[Skipped]
+    warnings: list[str]
+
+    def has(self, name: str) -> bool:
+        """Whether there is a set called `name`."""
+        return any(item.name == name for item in self.scored)
+
+    def named(self, name: str) -> ClipSet:
+        """The set called `name`; there must be one."""
+        return next(item.clips for item in self.scored if item.name == name)
+
+
+def _load_generated(recipe: Recipe, codec: Codec, skipped: list[Skipped]) -> dict[str, ClipSet]:
+    """The generated sets by name; raises `UserError` if the trained model's cannot be read."""
+    samples = recipe.folder / "samples"
+    sets: dict[str, ClipSet] = {}
+    for name, folder in ((GENERATED, samples), (UNTRAINED, samples / "untrained")):
+        if (folder / "samples.jsonl").exists():
+            sets[name] = generated_clips(
+                folder, codec, set_name=name, max_clips=recipe.eval.max_clips, skipped=skipped
+            )
+    if not sets.get(GENERATED):
+        raise UserError(f"there are no generated clips in {samples}: run the stage 'generate' first")
+    return sets
+
+
+@dataclass(frozen=True)
+class _Real:
+    reference: ClipSet
+    other: ClipSet
+    other_note: str
+
+
+def _load_real(
+    recipe: Recipe, corpus: Corpus, codec: Codec, num_scored: int, skipped: list[Skipped]
+) -> _Real:
+    """The reference, and about `num_scored` real clips that are not in it."""
+    settings = recipe.eval
+    in_reference = split_clips(corpus, settings.reference, settings.seed)
+    other_split: Split = "test" if settings.reference == "valid" else "valid"
+    in_other = split_clips(corpus, other_split, settings.seed)
+    origin = f"Real clips of the split '{other_split}'"
+    if not in_other:
+        # Both halves are smaller then, but the reference stays the same for all rows.
+        half = len(in_reference) // 2
+        in_other, in_reference = in_reference[:half], in_reference[half:]
+        origin = f"The half of the split '{settings.reference}' that is not in the reference"
+
+    def read(clips: Sequence[Clip], set_name: str, max_clips: int) -> ClipSet:
+        return real_clips(
+            corpus,
+            clips,
+            codec,
+            set_name=set_name,
+            duration_s=recipe.generate.duration_s,
+            max_clips=max_clips,
+            seed=settings.seed,
+            skipped=skipped,
+        )
+
+    reference = read(in_reference, "reference", settings.max_clips)
+    if not len(reference):
+        raise UserError(
+            f"the split '{settings.reference}' of the corpus has no clip that can be read:"
+            " choose another with 'eval.reference', or hold out more of the corpus"
+        )
+    other = read(in_other, FLOOR, min(len(reference), num_scored))
+    return _Real(reference, other, f"{origin}: how far apart real recordings are from each other.")
+
+
+def load_sets(recipe: Recipe) -> Sets:
+    """Read, crop, decode and synthesise all that is compared; raises `UserError` if a part is missing."""
+    skipped: list[Skipped] = []
+    warnings: list[str] = []
+    assert recipe.codec is not None, "a recipe without a codec has no stage that generates"
+    codec = load_codec_from_config(recipe.codec, best_device())
+    generated = _load_generated(recipe, codec, skipped)
+    # The distance of a set depends on its size, so the other sets are made as large as the generated one.
+    num_scored = len(generated[GENERATED])
+    real = _load_real(recipe, load_corpus(recipe.data), codec, num_scored, skipped)
+    paired = real.reference.first(num_scored)
+    scored = []
+    if len(real.other):
+        scored.append(NamedSet(FLOOR, real.other_note, real.other))
+    else:
+        warnings.append("No real clips are left beside the reference, so there is no floor to compare with.")
+    scored.append(
+        NamedSet(
+            RECONSTRUCTED,
+            "The reference's own clips, encoded to tokens and decoded: what the codec loses.",
+            reconstruct(codec, paired),
+        )
+    )
+    scored.append(NamedSet(GENERATED, "What the trained model made.", generated[GENERATED]))
+    if generated.get(UNTRAINED):
+        scored.append(
+            NamedSet(
+                UNTRAINED,
+                "The same model with its random initial weights: what training has to improve on.",
+                generated[UNTRAINED],
+            )
+        )
+    scored.append(
+        NamedSet(
+            NOISE, "Gaussian noise as loud as the reference.", white_noise(paired, recipe.eval.seed), False
+        )
+    )
+    for name in generated:
+        lost = sum(skip.set == name for skip in skipped)
+        if lost:
+            clips = f"{lost} clip{'s' if lost != 1 else ''}"
+            warnings.append(f"{clips} of the set '{name}' could not be read and are missing from its scores.")
+    return Sets(real.reference, scored, codec.sample_rate, skipped, warnings)
+
+
+def _score_set(
+    item: NamedSet, reference: GaussianStats, embedding_name: str, sample_rate: int, seed: int
+) -> ScoreRow:
+    clips = embed_clips(embedding_name, item.clips.audio, sample_rate)
+    stats = GaussianStats.from_embeddings(np.concatenate(clips))
+    return ScoreRow(
+        name=item.name,
+        note=item.note,
+        fad=frechet_distance(stats, reference) if stats.num >= 2 else None,
+        fad_infinity=(
+            frechet_distance_infinity(reference, clips, seed=seed) if len(clips) >= MIN_CLIPS else None
+        ),
+        num_clips=len(clips),
+        num_frames=stats.num,
+        pitch=pitch_accuracy(item.clips.audio, item.clips.labels, sample_rate) if item.has_pitch else None,
+    )
+
+
+def score_sets(recipe: Recipe, sets: Sets) -> Scores:
+    """Score each of `sets` against the reference; raises `UserError` if the reference is too short."""
+    settings = recipe.eval
+    embedding = load_embedding(settings.embedding)
+    frames = embed_clips(settings.embedding, sets.reference.audio, sets.sample_rate)
+    reference = GaussianStats.from_embeddings(np.concatenate(frames))
+    if reference.num < 2:
+        raise UserError(
+            f"the reference has {reference.num} embedding frames and a covariance needs 2:"
+            f" the clips of the split '{settings.reference}' are too few and too short to compare with"
+        )
+    rows = [
+        _score_set(item, reference, settings.embedding, sets.sample_rate, settings.seed)
+        for item in sets.scored
+    ]
+    warnings = list(sets.warnings)
+    for name, num_frames in [("reference", reference.num), *((row.name, row.num_frames) for row in rows)]:
+        if num_frames < 2 * embedding.width:
+            warnings.append(
+                f"'{name}' has {num_frames} embedding frames, fewer than twice the embedding's width"
+                f" ({embedding.width}): its distances say little."
+            )
+    return Scores(
+        rows=rows,
+        embedding=EmbeddingInfo(embedding.name, embedding.width, embedding.sample_rate),
+        reference=Reference(
+            settings.reference, len(sets.reference), reference.num, recipe.generate.duration_s
+        ),
+        skipped=sets.skipped,
+        warnings=warnings,
+        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    )
+
+
+def score(recipe: Recipe) -> Scores:
+    """The scores of a run; raises `UserError` if it has no samples or the corpus no reference."""
+    return score_sets(recipe, load_sets(recipe))
+
+
+def _table_row(row: ScoreRow) -> report.TableRow:
+    return report.TableRow(
+        name=row.name,
+        note=row.note,
+        num_clips=row.num_clips,
+        num_frames=row.num_frames,
+        fad=row.fad,
+        fad_infinity=row.fad_infinity.value if row.fad_infinity else None,
+        pitch_accuracy=row.pitch.accuracy if row.pitch else None,
+        chroma_accuracy=row.pitch.chroma_accuracy if row.pitch else None,
+        num_pitched=row.pitch.num_clips if row.pitch else 0,
+        highlighted=row.name == GENERATED,
+    )
+
+
+def _read_rows(path: Path) -> list[dict[str, object]]:
+    """The rows of a log that may not be there."""
+    return read_jsonl(path) if path.exists() else []
+
+
+def report_data(recipe: Recipe, sets: Sets, scores: Scores) -> report.ReportData:
+    """Gather what the report shows of a run."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    rejects = _read_rows(recipe.folder / "tokens" / "rejects.jsonl")
+    return report.ReportData(
+        name=recipe.name,
+        reference=(
+            f"{scores.reference.num_clips} real clips of the split '{scores.reference.split}',"
+            f" each at most {scores.reference.max_duration_s:g} s"
+        ),
+        embedding=(
+            f"{scores.embedding.name}, {scores.embedding.width} wide, audio resampled to"
+            f" {scores.embedding.sample_rate} Hz mono with {scores.embedding.resampler}"
+        ),
+        rows=[_table_row(row) for row in scores.rows],
+        warnings=scores.warnings,
+        curves=report.read_curves(_read_rows(recipe.folder / "logs" / "train.jsonl")),
+        listening=listening_rows(
+            real=sets.reference,
+            reconstructed=sets.named(RECONSTRUCTED),
+            generated=sets.named(GENERATED),
+            untrained=sets.named(UNTRAINED) if sets.has(UNTRAINED) else None,
+            sample_rate=sets.sample_rate,
+            num_rows=recipe.eval.num_players,
+        ),
+        rejected=[
+            *(report.Rejected(str(row["source"]), str(row["reason"]), "tokenize") for row in rejects),
+            *(report.Rejected(skip.clip, skip.reason, f"eval, {skip.set}") for skip in scores.skipped),
+        ],
+        recipe=dump_recipe(recipe),
+        environment={
+            "Date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "System": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+            "GPU": device,
+            **scores.versions,
+        },
+    )
+
+
+def evaluate(recipe: Recipe) -> None:
+    """The stage: score the run, and write eval/scores.json and eval/report.html."""
+    sets = load_sets(recipe)
+    scores = score_sets(recipe, sets)
+    write_json(recipe.folder / "eval" / "scores.json", asdict(scores))
+    report.write_report(recipe.folder / "eval" / "report.html", report_data(recipe, sets, scores))
+
+
+if __name__ == "__main__":
+    stage_main("eval", evaluate)

@@ -1,0 +1,54 @@
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import soundfile
+from tokkata.eval.players import flac, listening_rows, match
+from tokkata.eval.sets import ClipSet
+
+
+def clip_set(names: list[str], labels: list[dict], audio: list[np.ndarray]) -> ClipSet:
+    return ClipSet(audio, labels, names)
+
+
+def test_flac_holds_the_samples(tone: SimpleNamespace):
+    for audio in (tone.at(60), np.repeat(tone.at(60), 2, axis=0)):
+        samples, sample_rate = soundfile.read(io.BytesIO(flac(audio, 16000)), always_2d=True)
+        assert sample_rate == 16000
+        np.testing.assert_allclose(samples.T, audio, atol=2**-14)
+
+
+def test_equal_labels_are_matched_first_then_the_nearest_pitch():
+    offered = [{"pitch": 40, "form": "note"}, {"pitch": 60, "form": "chord"}, {"pitch": 62, "form": "note"}]
+    assert match([{"pitch": 60, "form": "chord"}], offered) == [1]
+    assert match([{"pitch": 61, "form": "note"}], offered) == [2]
+    assert match([{"pitch": 70, "form": "drum"}], offered) == [2]
+
+
+def test_clips_without_labels_are_matched_one_to_one():
+    assert match([{}, {}, {}], [{}, {}, {}]) == [0, 1, 2]
+    assert match([{}, {}], [{}]) == [0, 0]
+
+
+def test_rows_bring_together_what_belongs_together(tone: SimpleNamespace):
+    real = clip_set(["r60", "r64"], [{"pitch": 60}, {"pitch": 64}], [tone.at(60), tone.at(64)])
+    copies = clip_set(["r60", "r64"], real.labels, [0.5 * audio for audio in real.audio])
+    generated = clip_set(["0.wav", "1.wav"], [{"pitch": 64}, {"pitch": 61}], [tone.at(64), tone.at(61)])
+    untrained = clip_set(["1.wav"], [{"pitch": 61}], [tone.at(30)])
+    rows = listening_rows(
+        real=real,
+        reconstructed=copies,
+        generated=generated,
+        untrained=untrained,
+        sample_rate=16000,
+        num_rows=5,
+    )
+    assert [[(player.title, player.name) for player in row.players] for row in rows] == [
+        [("Real", "r64"), ("Reconstructed", "r64"), ("Generated", "0.wav")],
+        [("Real", "r60"), ("Reconstructed", "r60"), ("Generated", "1.wav"), ("Untrained", "1.wav")],
+    ]
+    assert rows[0].players[0].differs == {}
+    assert rows[1].players[0].differs == {"pitch": "60"}
+    assert rows[1].labels == {"pitch": "61"}
+    assert rows[0].players[0].flac == flac(real.audio[1], 16000)
+    assert rows[0].players[1].flac == flac(copies.audio[1], 16000)

@@ -1,0 +1,168 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokkata.core.audio import write_wav
+from tokkata.core.errors import UserError
+from tokkata.core.schema import Recipe
+from tokkata.eval import score as module
+from tokkata.eval.score import FLOOR, GENERATED, NOISE, RECONSTRUCTED, UNTRAINED, Scores, evaluate, score
+from tokkata.tokenize.load_corpus import load_corpus
+
+DURATION_S = 0.4
+
+
+@pytest.fixture(autouse=True)
+def _stand_ins(monkeypatch: pytest.MonkeyPatch, coarse_codec: object, quick_embedding: object) -> None:
+    monkeypatch.setattr(module, "load_codec_from_config", lambda *_: coarse_codec)
+    monkeypatch.setattr("tokkata.eval.pitch.MAX_CLIPS", 3)
+
+
+def recipe_in(runs_dir: Path, **changes: object) -> Recipe:
+    values = {
+        "name": "run",
+        "runs_dir": runs_dir,
+        "data": {"kind": "synth", "num_clips": 80, "duration_s": DURATION_S, "forms": ["note", "phrase"]},
+        "codec": {"kind": "pocket"},
+        "model": {"kind": "transformer"},
+        "train": {"steps": 1},
+        "generate": {"duration_s": DURATION_S},
+        "eval": {"num_players": 2},
+    }
+    return Recipe.model_validate({**values, **changes})
+
+
+def write_samples(recipe: Recipe, split: str = "train", num_clips: int = 10) -> None:
+    """Plays the model: clips of `split` as generated, quiet noise as untrained."""
+    corpus = load_corpus(recipe.data)
+    folder = recipe.folder / "samples"
+    rows = []
+    for index, clip in enumerate([clip for clip in corpus.clips() if clip.split == split][:num_clips]):
+        audio = corpus.read(clip, 16000, 1).samples
+        name = f"{index:05d}.wav"
+        write_wav(folder / name, audio, 16000)
+        noise = np.random.default_rng(index).normal(size=audio.shape).astype(np.float32)
+        write_wav(folder / "untrained" / name, 0.02 * noise, 16000)
+        rows.append({"file": name, "labels": dict(clip.labels), "seed": 0, "prompt_id": None})
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "samples.jsonl").write_text(text)
+    (folder / "untrained" / "samples.jsonl").write_text(text)
+
+
+def by_name(scores: Scores) -> dict[str, module.ScoreRow]:
+    return {row.name: row for row in scores.rows}
+
+
+def test_the_rows_and_their_order(tmp_path: Path):
+    recipe = recipe_in(tmp_path)
+    write_samples(recipe)
+    scores = score(recipe)
+    assert [row.name for row in scores.rows] == [FLOOR, RECONSTRUCTED, GENERATED, UNTRAINED, NOISE]
+    rows = by_name(scores)
+    assert rows[FLOOR].fad < rows[UNTRAINED].fad
+    assert rows[GENERATED].fad < rows[UNTRAINED].fad
+    assert rows[GENERATED].fad < rows[NOISE].fad
+    assert {row.num_clips for row in scores.rows} == {10}
+    assert rows[GENERATED].pitch.accuracy == 1.0
+    assert rows[UNTRAINED].pitch.accuracy < 0.5
+    assert rows[NOISE].pitch is None
+    assert "split 'valid'" in rows[FLOOR].note
+    assert scores.skipped == []
+
+
+def test_the_same_recipe_gives_the_same_scores(tmp_path: Path):
+    recipe = recipe_in(tmp_path)
+    write_samples(recipe)
+    assert score(recipe) == score(recipe)
+
+
+def test_real_clips_as_generated_reach_the_floor(tmp_path: Path):
+    # The corpus splits by instrument, so clips of the test split itself are nearer than other instruments'.
+    recipe = recipe_in(tmp_path)
+    write_samples(recipe, split="test")
+    rows = by_name(score(recipe))
+    assert rows[GENERATED].fad < rows[FLOOR].fad
+
+
+def test_without_a_second_split_the_reference_is_halved(tmp_path: Path):
+    folder = tmp_path / "audio"
+    for index in range(12):
+        time = np.arange(8000) / 16000
+        write_wav(folder / f"{index}.wav", 0.3 * np.sin(2 * np.pi * 50 * (index + 4) * time)[None], 16000)
+    data = {"kind": "folder", "root": folder, "valid_fraction": 0.0, "test_fraction": 1.0}
+    recipe = recipe_in(tmp_path, data=data)
+    (recipe.folder / "samples").mkdir(parents=True)
+    write_wav(recipe.folder / "samples" / "a.wav", np.full((1, 6400), 0.1, np.float32), 16000)
+    (recipe.folder / "samples" / "samples.jsonl").write_text('{"file": "a.wav", "labels": {}}\n')
+    scores = score(recipe)
+    rows = by_name(scores)
+    assert scores.reference.num_clips == 6
+    assert "half of the split 'test'" in rows[FLOOR].note
+    assert UNTRAINED not in rows
+    # One clip cannot be extrapolated, and nothing there says what pitch it should have.
+    assert rows[GENERATED].fad_infinity is None
+    assert rows[GENERATED].pitch is None
+    assert math.isfinite(rows[GENERATED].fad)
+
+
+def test_no_test_split_is_the_users_to_mend(tmp_path: Path):
+    write_wav(tmp_path / "audio" / "a.wav", np.full((1, 6400), 0.1, np.float32), 16000)
+    data = {"kind": "folder", "root": tmp_path / "audio", "valid_fraction": 0.0, "test_fraction": 0.0}
+    recipe = recipe_in(tmp_path, data=data)
+    (recipe.folder / "samples").mkdir(parents=True)
+    write_wav(recipe.folder / "samples" / "a.wav", np.full((1, 6400), 0.1, np.float32), 16000)
+    (recipe.folder / "samples" / "samples.jsonl").write_text('{"file": "a.wav", "labels": {}}\n')
+    with pytest.raises(UserError, match="split 'test' of the corpus has no clip that can be read"):
+        score(recipe)
+
+
+def test_no_samples_is_the_users_to_mend(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no generated clips in .*samples: run the stage 'generate' first"):
+        score(recipe_in(tmp_path))
+
+
+def test_lost_samples_are_told(tmp_path: Path):
+    recipe = recipe_in(tmp_path)
+    write_samples(recipe)
+    (recipe.folder / "samples" / "00003.wav").write_bytes(b"")
+    scores = score(recipe)
+    assert [(skip.set, skip.clip) for skip in scores.skipped] == [(GENERATED, "00003.wav")]
+    assert any(warning.startswith("1 clip of the set 'generated'") for warning in scores.warnings)
+    assert by_name(scores)[GENERATED].num_clips == 9
+
+
+def test_few_frames_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe = recipe_in(tmp_path, generate={"duration_s": 0.1})
+    write_samples(recipe, num_clips=2)
+    warnings = score(recipe).warnings
+    assert any("'reconstructed' has 10 embedding frames, fewer than twice" in warning for warning in warnings)
+
+
+def test_the_stage_writes_scores_and_report(tmp_path: Path):
+    recipe = recipe_in(tmp_path)
+    write_samples(recipe)
+    (recipe.folder / "tokens").mkdir()
+    (recipe.folder / "tokens" / "rejects.jsonl").write_text(
+        '{"id": "b", "source": "bad.wav", "reason": "empty file (0 bytes)"}\n'
+    )
+    (recipe.folder / "logs").mkdir()
+    (recipe.folder / "logs" / "train.jsonl").write_text(
+        '{"step": 1, "loss": 5.0}\n{"step": 2, "loss": 4.0}\n{"step": 2, "valid/loss": 4.5}\n'
+    )
+    evaluate(recipe)
+    written = json.loads((recipe.folder / "eval" / "scores.json").read_text())
+    assert [row["name"] for row in written["rows"]] == [FLOOR, RECONSTRUCTED, GENERATED, UNTRAINED, NOISE]
+    for row in written["rows"]:
+        assert row["fad"] >= 0.0
+        assert len(row["fad_infinity"]["sizes"]) == len(row["fad_infinity"]["distances"])
+    assert written["embedding"] == {
+        "name": "spectrum", "width": 8, "sample_rate": 16000, "resampler": "soxr HQ"
+    }  # fmt: skip
+    assert written["reference"]["split"] == "test"
+    assert "torch" in written["versions"]
+    page = (recipe.folder / "eval" / "report.html").read_text()
+    assert page.count("<audio") == 2 * 4
+    assert "bad.wav" in page
+    assert "kind: synth" in page

@@ -1,0 +1,146 @@
+"""Descript Audio Codec (arXiv:2306.06546) in its `transformers` port, and the pocket codec, which is one.
+
+Shapes: B batch, N samples, K codebooks, T frames, D latent width.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import dac
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, remove_weight_norm
+from transformers import DacConfig, DacModel
+
+from ..core import schema
+from ..core.errors import UserError
+from .codec import Codec, CodecInfo, library_versions, load_strictly
+
+
+class HubDac(Codec):
+    """`transformers.DacModel` behind the codec interface."""
+
+    def __init__(self, info: CodecInfo, model: DacModel) -> None:
+        super().__init__(info)
+        self.model = model
+
+    @classmethod
+    def load(cls, id: str, source: str, revision: str | None, num_codebooks: int | None) -> Self:
+        """Load from the Hub, its cache, or a folder."""
+        model = load_strictly(DacModel, id, source, revision)
+        config = model.config
+        kept = config.n_codebooks if num_codebooks is None else num_codebooks
+        if not 1 <= kept <= config.n_codebooks:
+            raise UserError(f"codec {id} has {config.n_codebooks} codebooks: num_codebooks cannot be {kept}")
+        hop_length = math.prod(config.downsampling_ratios)
+        info = CodecInfo(
+            id=id,
+            revision=revision,
+            sample_rate=config.sampling_rate,
+            channels=1,
+            hop_length=hop_length,
+            frame_rate=config.sampling_rate / hop_length,
+            num_codebooks=kept,
+            codebook_size=config.codebook_size,
+            latent_dim=config.hidden_size,
+            versions=library_versions(),
+        )
+        return cls(info, model)
+
+    def _encode(self, audio: Tensor) -> Tensor:
+        _, codes, *_ = self.model.quantizer(self.model.encoder(audio), self.info.num_codebooks)
+        return codes
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        quantized, *_ = self.model.quantizer.from_codes(codes)
+        return self.model.decoder(quantized)
+
+    def _encode_latents(self, audio: Tensor) -> Tensor:
+        return self.model.encoder(audio)
+
+    def _decode_latents(self, latents: Tensor) -> Tensor:
+        return self.model.decoder(latents)
+
+
+def build_original(config: schema.DacModel) -> dac.DAC:
+    """A freshly initialised DAC of the original package, which is the one that learns.
+
+    `transformers.DacModel` has no weight norm and starts from weights of std 0.02: it stays near silence.
+    The package's deprecated weight norm is replaced by the parametrization, which can be copied.
+    """
+    original = dac.DAC(
+        encoder_dim=config.encoder_dim,
+        encoder_rates=list(config.encoder_rates),
+        decoder_dim=config.decoder_dim,
+        decoder_rates=list(reversed(config.encoder_rates)),
+        n_codebooks=config.num_codebooks,
+        codebook_size=config.codebook_size,
+        codebook_dim=config.codebook_dim,
+        quantizer_dropout=config.quantizer_dropout,
+        sample_rate=config.sample_rate_hz,
+    )
+    for module in original.modules():
+        if hasattr(module, "weight_g"):
+            remove_weight_norm(module)
+            parametrizations.weight_norm(module)
+    return original
+
+
+def to_hub(original: dac.DAC) -> DacModel:
+    """The same codec as a `transformers.DacModel`, with weight norm folded into the weights."""
+    folded = copy.deepcopy(original).cpu().eval()
+    for module in folded.modules():
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight")
+    quantizer = folded.quantizer.quantizers[0]
+    hub = DacModel(
+        DacConfig(
+            encoder_hidden_size=folded.encoder_dim,
+            downsampling_ratios=list(folded.encoder_rates),
+            decoder_hidden_size=folded.decoder_dim,
+            n_codebooks=folded.n_codebooks,
+            codebook_size=quantizer.codebook_size,
+            codebook_dim=quantizer.codebook_dim,
+            sampling_rate=folded.sample_rate,
+        )
+    ).eval()
+    for source, target in _same_modules(folded, hub):
+        target.load_state_dict(source.state_dict(), strict=True)
+    return hub
+
+
+def save_dac(original: dac.DAC, folder: Path, store: str) -> None:
+    """Write `config.json` and `model.safetensors` as `DacModel.from_pretrained` reads them."""
+    to_hub(original).to(getattr(torch, store)).save_pretrained(folder)
+
+
+def _same_modules(original: dac.DAC, hub: DacModel) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Pairs of modules with parameters of the same name and meaning, in the two layouts."""
+
+    def residual(source: nn.Module, target: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+        yield from zip(source.block, [target.snake1, target.conv1, target.snake2, target.conv2], strict=True)
+
+    first, *blocks, snake, last = original.encoder.block
+    yield from [(first, hub.encoder.conv1), (snake, hub.encoder.snake1), (last, hub.encoder.conv2)]
+    for source, target in zip(blocks, hub.encoder.block, strict=True):
+        *residuals, snake, strided = source.block
+        for unit, name in zip(residuals, ("res_unit1", "res_unit2", "res_unit3"), strict=True):
+            yield from residual(unit, getattr(target, name))
+        yield from [(snake, target.snake1), (strided, target.conv1)]
+
+    first, *blocks, snake, last, _tanh = original.decoder.model
+    yield from [(first, hub.decoder.conv1), (snake, hub.decoder.snake1), (last, hub.decoder.conv2)]
+    for source, target in zip(blocks, hub.decoder.block, strict=True):
+        snake, strided, *residuals = source.block
+        yield from [(snake, target.snake1), (strided, target.conv_t1)]
+        for unit, name in zip(residuals, ("res_unit1", "res_unit2", "res_unit3"), strict=True):
+            yield from residual(unit, getattr(target, name))
+
+    for source, target in zip(original.quantizer.quantizers, hub.quantizer.quantizers, strict=True):
+        for name in ("in_proj", "out_proj", "codebook"):
+            yield getattr(source, name), getattr(target, name)
