@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint types schema clean
 
 demo: $(VENV)/installed
 	$(BIN)/tokkata run recipes/quickstart.yaml
@@ -20,10 +20,11 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	mkdir -p build/types
 	ln -sfn ../.. build/types/tokkata
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p tokkata
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p tokkata.core -p tokkata.tokenize -p tokkata.lm -p tokkata.eval -m tokkata.cli
 
-bench: $(VENV)/installed
-	$(BIN)/python -m pytest tests/benchmarks --benchmark -s
+# After a change of core/schema.py.
+schema: $(VENV)/installed
+	$(BIN)/python -m tokkata.core.schema_file recipes/schema.json
 
 # The stamp makes a second call start at once, and a changed list of packages install again.
 $(VENV)/installed: pyproject.toml constraints.txt

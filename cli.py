@@ -14,6 +14,8 @@ from typing import Annotated
 import typer
 
 from .core.errors import UserError
+from .core.files import read_jsonl
+from .core.progress import hide_library_bars
 from .core.recipe import load_recipe
 from .core.run import StageState, run_stage, stage_states
 from .core.schema import Recipe
@@ -32,7 +34,7 @@ RecipePath = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as train.steps=200."),
+    typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as train.steps=200."),
 ]
 
 
@@ -41,7 +43,8 @@ def run(
     recipe_path: RecipePath,
     overrides: Overrides = None,
     stages: Annotated[
-        str | None, typer.Option(help="Only these stages, separated by commas, such as tokenize,train.")
+        list[str] | None,
+        typer.Option(metavar="NAMES", help="Only these stages: tokenize,train or tokenize train."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the commands, and why, and stop.")
@@ -49,7 +52,8 @@ def run(
     launcher: Annotated[
         str,
         typer.Option(
-            help="What starts the stage train, such as 'accelerate launch' or 'torchrun --nproc_per_node 2'."
+            metavar="COMMAND",
+            help="What starts the stage train, such as 'accelerate launch' or 'torchrun --nproc_per_node 2'.",
         ),
     ] = "",
 ) -> None:
@@ -57,26 +61,38 @@ def run(
 
     Each stage is printed as the command that it is, and can be run by itself.
     """
-    recipe = load_recipe(recipe_path, overrides or [])
+    settings, wanted = _told_apart(overrides or [], stages or [])
+    recipe = load_recipe(recipe_path, settings)
     states = stage_states(recipe)
     names = [state.stage.name for state in states]
-    wanted = stages.split(",") if stages else names
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise UserError(f"no stage '{unknown[0]}': this recipe has {', '.join(names)}")
+    # A dry run's lines are its result, and a shell script.
+    say = print if dry_run else _say
+    started = False
     for state in states:
-        if state.stage.name not in wanted:
+        if wanted and state.stage.name not in wanted:
             continue
-        command = _command(state, recipe_path, overrides or [], launcher)
         if state.state == "done":
-            _say(f"# {state.stage.name}: already done")
+            say(f"# {state.stage.name}: already done")
             continue
-        _say(f"# {state.stage.name}" + (f": {state.why}" if state.why else ""))
-        _say(shlex.join(command))
+        command = _command(state, recipe_path, settings, launcher)
+        say(f"# {state.stage.name}" + (f": {state.why}" if state.why else ""))
+        say(shlex.join(command))
         if not dry_run:
-            _start(command)
+            _start(state.stage.name, command)
+            started = True
     if not dry_run:
-        _say_outcome(recipe)
+        _say_outcome(recipe, states, started)
+
+
+def _told_apart(words: list[str], stages: list[str]) -> tuple[list[str], list[str]]:
+    """The settings, and the names of stages."""
+    # In `--stages tokenize train` only the first name belongs to the option.
+    names = [word for word in words if "=" not in word] if stages else []
+    wanted = [name for word in [*stages, *names] for name in word.split(",")]
+    return [word for word in words if word not in names], wanted
 
 
 def _command(state: StageState, recipe_path: Path, overrides: list[str], launcher: str) -> list[str]:
@@ -84,9 +100,12 @@ def _command(state: StageState, recipe_path: Path, overrides: list[str], launche
     return [*starter, "-m", state.stage.module, str(recipe_path), *overrides]
 
 
-def _start(command: list[str]) -> None:
+def _start(name: str, command: list[str]) -> None:
     """Run a stage in a process of its own; SIGTERM is passed on, so that it can save a checkpoint."""
-    process = subprocess.Popen(command)
+    try:
+        process = subprocess.Popen(command)
+    except OSError as error:
+        raise UserError(f"'{command[0]}' cannot be started: {error.strerror}") from error
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
         process.send_signal(signum)
@@ -94,21 +113,24 @@ def _start(command: list[str]) -> None:
     previous = signal.signal(signal.SIGTERM, pass_on)
     try:
         code = process.wait()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # which the terminal has sent to the stage too
         process.wait()
-        raise
+        raise typer.Exit(128 + signal.SIGINT) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
+    if code < 0:
+        _say(f"{name}: ended by {signal.Signals(-code).name}; to resume, run the same command again")
     if code:
         raise typer.Exit(code if code > 0 else 128 - code)
 
 
-def _say_outcome(recipe: Recipe) -> None:
+def _say_outcome(recipe: Recipe, states: list[StageState], started: bool) -> None:
+    for output in states[0].stage.outputs:
+        rejects = recipe.folder / output / "rejects.jsonl"
+        if rejects.exists() and (count := len(read_jsonl(rejects))):
+            _say(f"rejected clips: {count}, each with its reason in {rejects}")
     report = recipe.folder / "eval" / "report.html"
-    rejects = recipe.folder / "tokens" / "rejects.jsonl"
-    if rejects.exists() and (count := len(rejects.read_text(encoding="utf-8").splitlines())):
-        _say(f"rejected clips: {count}, each with its reason in {rejects}")
-    if report.exists():
+    if not started and states[-1].state == "done" and report.exists():
         _say(f"report: {report.resolve()}")
 
 
@@ -121,6 +143,7 @@ def _run_one(name: str, recipe_path: Path, overrides: list[str] | None) -> None:
     for state in stage_states(recipe):
         if state.stage.name == name:
             module = importlib.import_module(state.stage.module)
+            hide_library_bars()
             run_stage(recipe, name, getattr(module, state.stage.function))
             return
     raise UserError(f"a run with model '{recipe.model.kind}' has no stage '{name}'")

@@ -11,7 +11,16 @@ SCORES_HEADING = "## Scores"
 
 
 def fill_scores(card: Path, table: str) -> None:
-    """Replace what stands under `SCORES_HEADING` in `card` with `table`, Markdown."""
+    """Put `table`, Markdown, in place of what stands under `SCORES_HEADING` in `card`.
+
+    A card that has lost its heading gets it back at the end.
+    """
     text = card.read_text(encoding="utf-8")
-    section = re.compile(rf"^{SCORES_HEADING}\n.*?(?=^## )", flags=re.DOTALL | re.MULTILINE)
-    write_text(card, section.sub(lambda _: f"{SCORES_HEADING}\n{table.strip()}\n\n", text, count=1))
+    filled = f"{SCORES_HEADING}\n{table.strip()}\n"
+    section = re.compile(rf"^{SCORES_HEADING}\n.*?(?=^## |\Z)", flags=re.DOTALL | re.MULTILINE)
+    if found := section.search(text):
+        after = text[found.end() :]
+        text = text[: found.start()] + filled + ("\n" + after if after else "")
+    else:
+        text = f"{text.rstrip()}\n\n{filled}"
+    write_text(card, text)

@@ -7,7 +7,6 @@ folder called `step-…` is complete by construction and a half-written one is n
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .files import PARTIAL_PREFIX, fsync, write_json
+from .files import PARTIAL_PREFIX, fsync, remove_folder, write_json
 
 _NAME = re.compile(r"step-(\d+)")
 
@@ -40,7 +39,8 @@ def save_checkpoint(
     final = root / f"step-{step:06d}"
     partial = root / (PARTIAL_PREFIX + final.name)
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in root.glob(PARTIAL_PREFIX + "*"):
+            shutil.rmtree(leftover)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
@@ -53,14 +53,11 @@ def save_checkpoint(
         for file in sorted(partial.rglob("*")):
             fsync(file)
         fsync(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
+        remove_folder(final)
+        partial.replace(final)
         fsync(root)
         for old in list_checkpoints(root)[:-keep]:
-            # Renamed first: a deletion that is interrupted must not leave a folder that looks complete.
-            doomed = old.with_name(PARTIAL_PREFIX + old.name)
-            os.replace(old, doomed)
-            shutil.rmtree(doomed)
+            remove_folder(old)
     accelerator.wait_for_everyone()
     return final
 

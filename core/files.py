@@ -31,7 +31,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
         fsync(partial)
-        os.replace(partial, path)
+        partial.replace(path)
         fsync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
@@ -41,7 +41,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; rename it to `path` if the block ends without an error.
 
-    A folder already at `path` is replaced.
+    A folder already at `path` is replaced, and never seen half deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(PARTIAL_PREFIX + path.name)
@@ -52,12 +52,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in sorted(partial.rglob("*")):
             fsync(file)
         fsync(partial)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(partial, path)
+        remove_folder(path)
+        partial.replace(path)
         fsync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete the folder `path` if it is there; interrupted, it leaves no part of it under its name."""
+    doomed = path.with_name(PARTIAL_PREFIX + "deleted-" + path.name)
+    shutil.rmtree(doomed, ignore_errors=True)
+    if path.exists():
+        path.replace(doomed)
+        shutil.rmtree(doomed)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,4 +86,5 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read the objects of a file with one JSON object a line."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines(), which also splits at characters that JSON leaves as they are, such as U+2028.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

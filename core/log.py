@@ -35,6 +35,7 @@ class TrainingLog:
         self._lines = folder / "train.jsonl"
         kept = [row for row in self._read_lines() if row["step"] <= first_step]
         self._elapsed_before = max((row["time_s"] for row in kept), default=0.0)
+        self._skipped = max((row.get("skipped_steps", 0) for row in kept), default=0)
         write_jsonl(self._lines, kept)
         self._events = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
         self._start = self._last_time = time.perf_counter()
@@ -86,12 +87,9 @@ class TrainingLog:
         if self._sums:
             weight = float(self._weights[self._first_key])
             row[f"{self._unit}_per_s"] = round(weight / (now - self._last_time), 1)
-            loss = row[self._first_key]
-            self._progress.update(
-                self._task,
-                completed=step,
-                description=f"train  loss {loss:.3f}{self._validation}  {row[f'{self._unit}_per_s']:,.0f} {self._unit}/s",
-            )
+            speed = f"{row[f'{self._unit}_per_s']:,.0f} {self._unit}/s"
+            text = f"train  loss {row[self._first_key]:.3f}{self._validation}  {speed}"
+            self._progress.update(self._task, completed=step, description=text)
         self._write_row(row)
         self._sums, self._weights, self._last_time = {}, {}, now
 

@@ -164,15 +164,17 @@ def _run_phase(
         totals = totals + torch.cat([loss.weight.float().reshape(1), weighted])
     totals = accelerator.reduce(totals, reduction="sum")
     weight = totals[0]
-    accelerator.unscale_gradients(phase.optimizer)
     parameters = [p for g in phase.optimizer.param_groups for p in g["params"] if p.grad is not None]
-    # DDP has averaged the processes' sums: undo the average, divide by what was summed.
+    # DDP has averaged the processes' sums: undo the average, divide by what was summed. With fp16 the
+    # gradients are still scaled here; clipping takes that out.
     torch._foreach_mul_([p.grad for p in parameters], accelerator.num_processes / weight)
     norm = accelerator.clip_grad_norm_(parameters, clip)
     assert norm is not None
     taken = bool(torch.isfinite(norm))
     if taken:
         phase.optimizer.step()
+    elif accelerator.scaler is not None:
+        accelerator.scaler.update()  # fp16: lower the scale that has overflowed
     phase.optimizer.zero_grad(set_to_none=True)
     sums = dict(zip(names, totals[1:], strict=True)) | {"grad_norm": norm.detach() * weight}
     return StepResult(sums, weight, taken)
@@ -182,9 +184,16 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
     """Train `job` to `config.steps`, resuming from the newest checkpoint in `run_folder`, then save it.
 
     Raises `StoppedError` after SIGTERM (a checkpoint is saved first) and `UserError` when the loss stays
-    non-finite.
+    non-finite or this machine cannot compute in `train.precision`.
     """
-    accelerator = Accelerator(mixed_precision=config.precision)
+    try:
+        accelerator = Accelerator(mixed_precision=config.precision)
+    except ValueError as error:
+        raise UserError(f"train.precision cannot be '{config.precision}' here: {error}") from error
+    if config.precision != "no" and not accelerator.native_amp:  # Accelerate would go on in float32
+        raise UserError(
+            f"train.precision cannot be '{config.precision}' on {accelerator.device.type}: choose 'bf16'"
+        )
     rows = process_rows(
         config.batch_size, accelerator.num_processes, accelerator.process_index, config.grad_accumulation
     )
@@ -202,7 +211,7 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
 
     previous_handler = signal.signal(signal.SIGTERM, ask_to_stop)
     scores: dict[str, float] = {}
-    skipped_in_a_row = 0
+    skipped_in_a_row = dict.fromkeys((phase.name for phase in job.phases), 0)
     source = accelerator.unwrap_model(modules[job.averaged])
     log = TrainingLog(run_folder / "logs", config.steps, job.unit, step, enabled=accelerator.is_main_process)
     try:
@@ -219,12 +228,14 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
                     for group in phase.optimizer.param_groups:
                         group["lr"] = learning_rate(config, step)
                     result = _run_phase(accelerator, phase, modules, batches, config.clip_grad_norm)
-                    skipped_in_a_row = 0 if result.taken else skipped_in_a_row + 1
+                    skipped = skipped_in_a_row[phase.name] = (
+                        0 if result.taken else skipped_in_a_row[phase.name] + 1
+                    )
                     prefix = f"{phase.name}/" if len(job.phases) > 1 else ""
                     log.add(prefix, result.sums, result.weight, skipped=not result.taken)
-                    if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                    if skipped >= MAX_SKIPPED_IN_A_ROW:
                         raise UserError(
-                            f"the gradient has not been finite for {skipped_in_a_row} steps (now {step}):"
+                            f"the gradient has not been finite for {skipped} steps (now {step}):"
                             " lower train.lr or look at the data;"
                             f" the newest checkpoint is kept in {checkpoints}"
                         )

@@ -34,8 +34,6 @@ class RecipeError(UserError):
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain values (so that `1e-3` is a number and `no` is text), and no key given twice."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
-
 
 class _Dumper(yaml.SafeDumper):
     """Quotes all that either version of YAML would take for something other than text."""
@@ -65,6 +63,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
+_Loader.yaml_implicit_resolvers = {}  # without YAML 1.1's, which every loader inherits
 for _tag, _pattern, _first in _PLAIN_VALUES:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
@@ -164,10 +163,10 @@ _EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
-    "greater_than": "a number above {gt}",
-    "greater_than_equal": "a number from {ge}",
-    "less_than": "a number below {lt}",
-    "less_than_equal": "a number up to {le}",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number from {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number up to {le:g}",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "text",

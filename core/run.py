@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from pydantic import BaseModel
 
 from .errors import UserError
 from .files import write_json, write_text
+from .progress import hide_library_bars
 from .recipe import dump_recipe, load_recipe
 from .schema import Recipe
 from .stages import Stage, stages_of
@@ -110,12 +112,18 @@ def run_stage(recipe: Recipe, name: str, work: Callable[[Recipe], None]) -> None
 def stage_main(name: str, work: Callable[[Recipe], None]) -> None:
     """`python -m MODULE RECIPE [key=value …]`: what each stage's module does when it is started."""
     if len(sys.argv) < 2:
-        raise SystemExit(f"usage: python -m MODULE RECIPE [key=value …]   (stage {name})")
+        program = getattr(sys.modules["__main__"].__spec__, "name", "MODULE")
+        print(f"usage: python -m {program} RECIPE [key=value …]   (stage {name})", file=sys.stderr)
+        raise SystemExit(UserError.exit_code)
+    hide_library_bars()
     try:
         run_stage(load_recipe(Path(sys.argv[1]), sys.argv[2:]), name, work)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        _say(f"{name}: interrupted; to resume, run the same command again")
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def deciding_settings(recipe: Recipe, stage: Stage) -> dict[str, Any]:
@@ -153,12 +161,8 @@ def _record(
                 files[key] = _state_of_files(Path(value))
             elif key in known:
                 files[key] = known[key]  # tokens outlive the audio that they were made from
-    earlier = json.dumps(before.record, sort_keys=True) if before else ""
-    return {
-        "settings": settings,
-        "files": files,
-        "before": hashlib.sha256(earlier.encode()).hexdigest(),
-    }
+    earlier = hashlib.sha256(json.dumps(before.record, sort_keys=True).encode()).hexdigest() if before else ""
+    return {"settings": settings, "files": files, "before": earlier}
 
 
 def _state_of_files(path: Path) -> str:

@@ -31,7 +31,7 @@ class CropSampler:
         if not len(self._lengths):
             raise ValueError("no clips to sample from")
         self._crop = crop
-        self._seed = seed
+        self._seed = seed % 2**64  # NumPy takes no negative seeds
         self._slots = np.repeat(np.arange(len(self._lengths)), np.maximum(1, self._lengths // crop))
         self._order = lru_cache(maxsize=2)(self._shuffled)
 

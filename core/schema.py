@@ -15,19 +15,28 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
-    ValidatorFunctionWrapHandler,
-    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticKnownError
 
 OPERATIONAL: dict[str, Any] = {"operational": True}
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+def _refuse_bool(value: object) -> object:
+    # Python, and so pydantic, counts true and false as 1 and 0.
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    return value
+
+
+NOT_BOOL = BeforeValidator(_refuse_bool)  # stands last, or JSON Schema loses the limits before it
+Integer = Annotated[int, NOT_BOOL]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0), NOT_BOOL]
+PositiveInt = Annotated[int, Field(gt=0), NOT_BOOL]
+PositiveFloat = Annotated[float, Field(gt=0.0), NOT_BOOL]
 Split = Literal["train", "valid", "test"]
 
 
@@ -41,19 +50,6 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
-
-    @field_validator("*", mode="wrap")
-    @classmethod
-    def _refuse_bool_for_number(cls, value: object, check: ValidatorFunctionWrapHandler) -> object:
-        # Python counts true and false as 1 and 0.
-        checked = check(value)
-        if _holds_bool(value) and not _holds_bool(checked):
-            raise PydanticKnownError("int_type" if isinstance(checked, int) else "float_type")
-        return checked
-
-
-def _holds_bool(value: object) -> bool:
-    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_holds_bool, value)))
 
 
 # --- corpora
@@ -71,11 +67,11 @@ class SynthCorpus(Section):
     """Rate at which the clips are synthesised."""
     forms: list[Literal["note", "phrase", "chord"]] = Field(default=["note", "phrase", "chord"], min_length=1)
     """What a clip holds: one note, a short melody, or a chord; drawn with equal probability."""
-    pitch_min: Annotated[int, Field(ge=21, le=108)] = 45
+    pitch_min: Annotated[int, Field(ge=21, le=108), NOT_BOOL] = 45
     """Lowest MIDI pitch (also the lowest root of a chord or phrase)."""
-    pitch_max: Annotated[int, Field(ge=21, le=108)] = 76
+    pitch_max: Annotated[int, Field(ge=21, le=108), NOT_BOOL] = 76
     """Highest MIDI pitch of a root."""
-    seed: int = 0
+    seed: Integer = 0
     """Seed of the corpus; the same seed gives the same samples on every machine."""
 
     @model_validator(mode="after")
@@ -118,7 +114,7 @@ class SoundFontCorpus(Section):
     """Number of pieces over all splits."""
     duration_s: PositiveFloat = 8.0
     """Length of each piece in seconds."""
-    seed: int = 0
+    seed: Integer = 0
     """Seed of the pieces."""
 
 
@@ -182,11 +178,11 @@ class TransformerModel(Section):
     """Number of blocks."""
     num_heads: PositiveInt = 4
     """Attention heads; must divide `dim`."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] = 0.0
     """Dropout on the residual branches while training."""
     conditions: list[str] = []
     """Label columns of the corpus that the model is told, such as `pitch`."""
-    condition_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    condition_dropout: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] = 0.1
     """Probability, drawn for each clip alone, that its labels are hidden (for classifier-free guidance)."""
 
     @model_validator(mode="after")
@@ -217,15 +213,18 @@ class DacModel(Section):
     """Entries of each codebook."""
     codebook_dim: PositiveInt = 8
     """Width of the factorised lookup."""
-    quantizer_dropout: Fraction = 0.5
+    quantizer_dropout: Fraction = 0.25
     """Share of clips in a batch for which only a random number of the codebooks is used."""
-    mel_weight: Annotated[float, Field(ge=0.0)] = 15.0
+    mel_floor: PositiveFloat = 1e-2
+    """Mel magnitudes below this count as this: what nobody hears must not rule the loss (a full-scale
+    sine has a magnitude of a quarter of the window's length)."""
+    mel_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 15.0
     """Weight of the multi-scale log-mel distance."""
-    waveform_weight: Annotated[float, Field(ge=0.0)] = 30.0
+    waveform_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 10.0
     """Weight of the waveform's mean absolute error relative to the mean absolute amplitude."""
-    codebook_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    codebook_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
     """Weight of the term that moves codebook entries towards the encoder's output."""
-    commitment_weight: Annotated[float, Field(ge=0.0)] = 0.25
+    commitment_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 0.25
     """Weight of the term that moves the encoder's output towards codebook entries."""
     store: Literal["float32", "float16"] = "float32"
     """Number format of the saved weights; float16 halves the file, and it is loaded as float32."""
@@ -251,9 +250,9 @@ class Train(Section):
     """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     """AdamW's decay rates."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0.0), NOT_BOOL] = 0.1
     """AdamW's decoupled weight decay; matrices only."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    warmup_steps: Annotated[int, Field(ge=0), NOT_BOOL] = 100
     """Steps of linear warm-up."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up."""
@@ -261,11 +260,11 @@ class Train(Section):
     """Where the cosine ends, as a share of `lr`."""
     clip_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
-    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] = 0.99
     """Decay a step of the averaged weights that are validated, generated from and saved; 0 turns it off."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision; `no` is float32 throughout."""
-    seed: int = 0
+    seed: Integer = 0
     """Seed of initial weights, batches, crops and dropout."""
     log_every: PositiveInt = Field(default=10, json_schema_extra=OPERATIONAL)
     """Steps between two lines of the log."""
@@ -293,19 +292,19 @@ class Generate(Section):
     """Length of each clip in seconds."""
     labels_from: Split = "test"
     """Split whose clips lend their labels, so that what is asked for is distributed like real audio."""
-    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
     """Softmax temperature; 0 always takes the likeliest token."""
     top_k: PositiveInt | None = 250
     """Sample among this many likeliest tokens; null: no such limit."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0), NOT_BOOL] | None = None
     """Sample among the likeliest tokens that together have this probability; null: no such limit."""
-    cfg_scale: Annotated[float, Field(ge=0.0)] = 1.0
+    cfg_scale: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
     """Classifier-free guidance; 1 is none, and costs half."""
-    prompt_s: Annotated[float, Field(ge=0.0)] = 0.0
+    prompt_s: Annotated[float, Field(ge=0.0), NOT_BOOL] = 0.0
     """Seconds of a real clip (of `labels_from`) that each generated clip continues; 0: none."""
     batch_size: PositiveInt = 32
     """Clips generated at once."""
-    seed: int = 0
+    seed: Integer = 0
     """Seed of the sampling."""
     untrained_baseline: bool = True
     """Also sample from the same architecture with random weights, as a baseline for the scores."""
@@ -322,7 +321,7 @@ class Eval(Section):
     """At most this many clips of each set are scored."""
     num_players: PositiveInt = 8
     """Clips of each set that the report shows and plays."""
-    seed: int = 0
+    seed: Integer = 0
     """Seed of the noise baseline, of the choice of clips and of FAD-infinity's subsets."""
 
 

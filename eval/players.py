@@ -56,13 +56,16 @@ def listening_rows(
     sample_rate: int,
     num_rows: int,
 ) -> list[ListeningRow]:
-    """Rows of players; each begins with a generated clip's labels and has a clip of each set for them.
+    """Rows of players: each has a generated clip and, of the other sets, those made for the same labels.
 
+    The real clip is the one that lent its labels, or the most similar one where that is not at hand.
     `reconstructed[i]` is `real[i]` through the codec; a file of `untrained` was asked for the same labels as
     that of the same name in `generated`.
     """
     num_rows = min(num_rows, len(generated))
-    matches = match(generated.labels[:num_rows], real.labels[: len(reconstructed)])
+    real_at = {name: index for index, name in reversed(list(enumerate(reconstructed.names)))}
+    similar = match(generated.labels[:num_rows], reconstructed.labels)
+    matches = [real_at.get(generated.sources[row] or "", similar[row]) for row in range(num_rows)]
     untrained_at = (
         {name: index for index, name in enumerate(untrained.names)} if untrained is not None else {}
     )

@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..core.card import fill_scores
 from ..core.device import best_device
 from ..core.errors import UserError
 from ..core.files import read_jsonl, write_json
+from ..core.progress import track
 from ..core.recipe import dump_recipe
 from ..core.run import stage_main
 from ..core.schema import Recipe, Split
@@ -147,9 +149,9 @@ class _Real:
 
 
 def _load_real(
-    recipe: Recipe, corpus: Corpus, codec: Codec, num_scored: int, skipped: list[Skipped]
+    recipe: Recipe, corpus: Corpus, codec: Codec, generated: ClipSet, skipped: list[Skipped]
 ) -> _Real:
-    """The reference, and about `num_scored` real clips that are not in it."""
+    """The reference, and about as many real clips that are not in it as there are generated ones."""
     settings = recipe.eval
     in_reference = split_clips(corpus, settings.reference, settings.seed)
     other_split: Split = "test" if settings.reference == "valid" else "valid"
@@ -160,6 +162,8 @@ def _load_real(
         half = len(in_reference) // 2
         in_other, in_reference = in_reference[:half], in_reference[half:]
         origin = f"The half of the split '{settings.reference}' that is not in the reference"
+    # Clips that lent generated ones their labels come first: they are reconstructed and played beside them.
+    in_reference.sort(key=lambda clip: clip.id not in generated.sources)
 
     def read(clips: Sequence[Clip], set_name: str, max_clips: int) -> ClipSet:
         return real_clips(
@@ -179,7 +183,7 @@ def _load_real(
             f"the split '{settings.reference}' of the corpus has no clip that can be read:"
             " choose another with 'eval.reference', or hold out more of the corpus"
         )
-    other = read(in_other, FLOOR, min(len(reference), num_scored))
+    other = read(in_other, FLOOR, min(len(reference), len(generated)))
     return _Real(reference, other, f"{origin}: how far apart real recordings are from each other.")
 
 
@@ -191,9 +195,8 @@ def load_sets(recipe: Recipe) -> Sets:
     codec = load_codec_from_config(recipe.codec, best_device())
     generated = _load_generated(recipe, codec, skipped)
     # The distance of a set depends on its size, so the other sets are made as large as the generated one.
-    num_scored = len(generated[GENERATED])
-    real = _load_real(recipe, load_corpus(recipe.data), codec, num_scored, skipped)
-    paired = real.reference.first(num_scored)
+    real = _load_real(recipe, load_corpus(recipe.data), codec, generated[GENERATED], skipped)
+    paired = real.reference.first(len(generated[GENERATED]))
     scored = []
     if len(real.other):
         scored.append(NamedSet(FLOOR, real.other_note, real.other))
@@ -206,12 +209,16 @@ def load_sets(recipe: Recipe) -> Sets:
             reconstruct(codec, paired),
         )
     )
-    scored.append(NamedSet(GENERATED, "What the trained model made.", generated[GENERATED]))
+    prompt_s = recipe.generate.prompt_s
+    prompted = (
+        f" The first {prompt_s:g} s of each clip are real audio, which it continues." if prompt_s else ""
+    )
+    scored.append(NamedSet(GENERATED, f"What the trained model made.{prompted}", generated[GENERATED]))
     if generated.get(UNTRAINED):
         scored.append(
             NamedSet(
                 UNTRAINED,
-                "The same model with its random initial weights: what training has to improve on.",
+                f"The same model with random weights: what training has to improve on.{prompted}",
                 generated[UNTRAINED],
             )
         )
@@ -259,7 +266,7 @@ def score_sets(recipe: Recipe, sets: Sets) -> Scores:
         )
     rows = [
         _score_set(item, reference, settings.embedding, sets.sample_rate, settings.seed)
-        for item in sets.scored
+        for item in track(sets.scored, "score")
     ]
     warnings = list(sets.warnings)
     for name, num_frames in [("reference", reference.num), *((row.name, row.num_frames) for row in rows)]:
@@ -344,12 +351,38 @@ def report_data(recipe: Recipe, sets: Sets, scores: Scores) -> report.ReportData
     )
 
 
+def card_table(scores: Scores) -> str:
+    """The scores as Markdown, for the model card."""
+    rows = [_table_row(row) for row in scores.rows]
+    lines = [
+        f"Fréchet distance to {scores.reference.num_clips} real clips of the split '{scores.reference.split}'"
+        f" in the embedding `{scores.embedding.name}` (lower is better; FAD∞ is what it would be with"
+        " infinitely many clips), and the share of single notes that sound at the pitch of their label.",
+        "",
+        "| set | clips | FAD ↓ | FAD∞ ↓ | pitch ↑ |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.name} | {row.num_clips} | {report.number(row.fad)} | {report.number(row.fad_infinity)}"
+        f" | {report.percent(row.pitch_accuracy)} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
 def evaluate(recipe: Recipe) -> None:
-    """The stage: score the run, and write eval/scores.json and eval/report.html."""
+    """The stage: score the run, write eval/scores.json and eval/report.html, and fill in the model card."""
     sets = load_sets(recipe)
     scores = score_sets(recipe, sets)
     write_json(recipe.folder / "eval" / "scores.json", asdict(scores))
-    report.write_report(recipe.folder / "eval" / "report.html", report_data(recipe, sets, scores))
+    card = recipe.folder / "model" / "README.md"
+    if card.exists():  # people move and delete model cards
+        fill_scores(card, card_table(scores))
+    data = report_data(recipe, sets, scores)
+    path = recipe.folder / "eval" / "report.html"
+    report.write_report(path, data)
+    print(report.summary(data))
+    print(f"Look and listen: {path}")
 
 
 if __name__ == "__main__":

@@ -42,19 +42,30 @@ class ClipSet:
     labels: list[Mapping[str, Label]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     """Clip ids of real audio, file names of generated audio."""
+    sources: list[str | None] = field(default_factory=list)
+    """Of generated audio: the id of the real clip that lent its labels."""
 
     def __len__(self) -> int:
         return len(self.audio)
 
-    def add(self, audio: np.ndarray, labels: Mapping[str, Label], name: str) -> None:
+    def add(
+        self, audio: np.ndarray, labels: Mapping[str, Label], name: str, source: str | None = None
+    ) -> None:
         """Append one clip."""
         self.audio.append(audio)
         self.labels.append(labels)
         self.names.append(name)
+        self.sources.append(source)
 
     def first(self, num_clips: int) -> ClipSet:
         """The first `num_clips` clips, or all."""
-        return ClipSet(self.audio[:num_clips], self.labels[:num_clips], self.names[:num_clips])
+        return ClipSet(
+            self.audio[:num_clips], self.labels[:num_clips], self.names[:num_clips], self.sources[:num_clips]
+        )
+
+    def with_audio(self, audio: list[np.ndarray]) -> ClipSet:
+        """The same clips with other `audio`."""
+        return ClipSet(audio, self.labels, self.names, self.sources)
 
 
 def choose(clips: Sequence[Clip], seed: int) -> list[Clip]:
@@ -140,7 +151,8 @@ def generated_clips(
     result = ClipSet()
     for row in read_jsonl(folder / "samples.jsonl")[:max_clips]:
         try:
-            result.add(_read_sample(folder / row["file"], codec), row.get("labels") or {}, row["file"])
+            audio = _read_sample(folder / row["file"], codec)
+            result.add(audio, row["labels"], row["file"], row.get("source_id"))
         except AudioError as error:
             skipped.append(Skipped(set_name, row["file"], str(error)))
     return result
@@ -159,7 +171,7 @@ def reconstruct(codec: Codec, clips: ClipSet) -> ClipSet:
             audio = torch.from_numpy(np.stack([clips.audio[i] for i in batch])).to(codec.device)
             output = codec.decode(codec.encode(audio), num_samples=num_samples)
             decoded.update(zip(batch, output.clamp(-1.0, 1.0).cpu().numpy(), strict=True))
-    return ClipSet([decoded[i] for i in range(len(clips))], clips.labels, clips.names)
+    return clips.with_audio([decoded[i] for i in range(len(clips))])
 
 
 def white_noise(clips: ClipSet, seed: int) -> ClipSet:
@@ -167,4 +179,4 @@ def white_noise(clips: ClipSet, seed: int) -> ClipSet:
     rng = np.random.default_rng(seed)
     rms = float(np.mean([np.sqrt(np.mean(np.square(samples, dtype=np.float64))) for samples in clips.audio]))
     noise = [(rms * rng.standard_normal(samples.shape)).astype(np.float32) for samples in clips.audio]
-    return ClipSet(noise, [{} for _ in noise], [f"noise {i}" for i in range(len(noise))])
+    return clips.with_audio(noise)

@@ -19,6 +19,7 @@ def write_card(path: Path, recipe: Recipe, lm: TransformerLM, validation: dict[s
     config, codec = lm.config, lm.config.codec
     num_parameters = sum(p.numel() for p in lm.parameters())
     rows = "".join(f"| {name} | {value:.4f} |\n" for name, value in validation.items())
+    scores = f"| | |\n|---|---|\n{rows}" if rows else "There was no held-out clip to validate on.\n"
     labels = ", ".join(f"`{name}`" for name in config.vocabulary.names) or "none"
     text = f"""---
 library_name: tokkata
@@ -32,7 +33,8 @@ A Transformer language model over the tokens of the codec `{codec["id"]}`, train
 | | |
 |---|---|
 | parameters | {num_parameters:,} |
-| architecture | {config.num_layers} layers, width {config.dim}, {config.num_heads} heads, codebook pattern {config.pattern} |
+| architecture | layers {config.num_layers}, width {config.dim}, heads {config.num_heads}, \
+codebook pattern {config.pattern} |
 | codec | `{codec["id"]}`, revision {codec["revision"] or "not pinned"}: {codec["sample_rate"]} Hz, \
 {config.frame_rate:g} frames/s, {config.num_codebooks} codebooks of {config.codebook_size} |
 | data | corpus of kind `{recipe.data.kind}` |
@@ -42,9 +44,7 @@ A Transformer language model over the tokens of the codec `{codec["id"]}`, train
 ## Validation
 Cross-entropy in nats a token, on held-out clips; `loss` is the mean over all codebooks.
 
-| | |
-|---|---|
-{rows}
+{scores}
 {SCORES_HEADING}
 Not evaluated yet.
 

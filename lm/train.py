@@ -10,6 +10,7 @@ Shapes: B batch, K codebooks, T frames.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from ..core.errors import UserError
 from ..core.files import atomic_folder
 from ..core.loop import Batch, Job, Loss, Phase, adamw, step_seed, train
-from ..core.run import stage_main
+from ..core.run import is_main_process, stage_main
 from ..core.sampler import CropSampler
 from ..core.schema import Recipe, TransformerModel
 from ..tokenize.store import TokenSplit, TokenStore
@@ -125,20 +126,24 @@ def _loss(modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
 
 
 class _Validation:
-    """Mean cross-entropy in nats, over all tokens and for each codebook, on fixed held-out crops."""
+    """Mean cross-entropy in nats, over all tokens and for each codebook, on fixed held-out crops.
+
+    Clips with a label value that does not occur in training are left out; with none left there are no scores.
+    """
 
     def __init__(
         self, store: TokenStore, vocabulary: LabelVocabulary, num_frames: int, batch_size: int
     ) -> None:
         split = store.split("valid")
-        if not len(split):
-            split = store.split("train")
         columns = {name: split.column(name) for name in vocabulary.names}
         known = [
             i
             for i in range(len(split))
             if all(columns[name][i] in values for name, values in vocabulary.values.items())
         ]
+        if not known and is_main_process():
+            why = "each has a label value that the model never meets" if len(split) else "there are none"
+            print(f"train: no clip of the split 'valid' can be validated on, because {why}", file=sys.stderr)
         chosen = np.random.default_rng(0).permutation(known)[:_VALID_CLIPS]
         self._batches: list[Batch] = []
         encoded = vocabulary.encode({name: [columns[name][i] for i in chosen] for name in vocabulary.names})

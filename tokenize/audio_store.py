@@ -54,7 +54,10 @@ def write_audio_store(folder: Path, corpus: Corpus, sample_rate: int) -> int:
                 clips.append(StoredClip(clip.id, clip.split, start, len(pcm)))
                 start += len(pcm)
         if not clips:
-            raise UserError(f"none of the {len(rejects)} clips can be used, for example: {rejects[0]}")
+            raise UserError(
+                f"none of the {len(rejects)} clips can be used, the first ({rejects[0]['source']}) because:"
+                f" {rejects[0]['reason']}"
+            )
         (partial / "clips.json").write_text(
             json.dumps([dataclasses.asdict(clip) for clip in clips], ensure_ascii=False), encoding="utf-8"
         )

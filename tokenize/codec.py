@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig
@@ -214,14 +215,26 @@ def load_strictly(model_class: Any, id: str, source: str, revision: str | None) 
     """`from_pretrained` in float32, refusing weights that do not fit the architecture."""
     try:
         model, report = model_class.from_pretrained(
-            source, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            source,
+            revision=revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # told below, with names
+            output_loading_info=True,
         )
     except OSError as error:
         raise UserError(_not_found(id, revision)) from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[kind]:
-            names = ", ".join(sorted(map(str, report[kind]))[:5])
-            raise UserError(f"the weights of codec {id} do not fit: {kind.replace('_', ' ')} {names}")
+    except SafetensorError as error:
+        raise UserError(f"the weights of codec {id} are damaged ({error}): download them again") from error
+    mismatched = [found if isinstance(found, str) else found[0] for found in report["mismatched_keys"]]
+    faults = {
+        "missing": report["missing_keys"],
+        "not expected": report["unexpected_keys"],
+        "of another shape": mismatched,
+    }
+    told = [f"{kind}: {', '.join(sorted(keys)[:5])}" for kind, keys in faults.items() if keys]
+    if told:
+        raise UserError(f"the weights of codec {id} do not fit its config.json; {'; '.join(told)}")
     return model
 
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import dac
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize, remove_weight_norm
+from torch.nn.utils import parametrizations, remove_weight_norm
 from transformers import DacConfig, DacModel
 
 from ..core import schema
@@ -53,18 +54,20 @@ class HubDac(Codec):
         return cls(info, model)
 
     def _encode(self, audio: Tensor) -> Tensor:
-        _, codes, *_ = self.model.quantizer(self.model.encoder(audio), self.info.num_codebooks)
+        codes: Tensor = self.model.quantizer(self.model.encoder(audio), self.info.num_codebooks)[1]
         return codes
 
     def _decode(self, codes: Tensor) -> Tensor:
-        quantized, *_ = self.model.quantizer.from_codes(codes)
-        return self.model.decoder(quantized)
+        audio: Tensor = self.model.decoder(self.model.quantizer.from_codes(codes)[0])
+        return audio
 
     def _encode_latents(self, audio: Tensor) -> Tensor:
-        return self.model.encoder(audio)
+        latents: Tensor = self.model.encoder(audio)
+        return latents
 
     def _decode_latents(self, latents: Tensor) -> Tensor:
-        return self.model.decoder(latents)
+        audio: Tensor = self.model.decoder(latents)
+        return audio
 
 
 def build_original(config: schema.DacModel) -> dac.DAC:
@@ -73,17 +76,19 @@ def build_original(config: schema.DacModel) -> dac.DAC:
     `transformers.DacModel` has no weight norm and starts from weights of std 0.02: it stays near silence.
     The package's deprecated weight norm is replaced by the parametrization, which can be copied.
     """
-    original = dac.DAC(
-        encoder_dim=config.encoder_dim,
-        encoder_rates=list(config.encoder_rates),
-        decoder_dim=config.decoder_dim,
-        decoder_rates=list(reversed(config.encoder_rates)),
-        n_codebooks=config.num_codebooks,
-        codebook_size=config.codebook_size,
-        codebook_dim=config.codebook_dim,
-        quantizer_dropout=config.quantizer_dropout,
-        sample_rate=config.sample_rate_hz,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*weight_norm. is deprecated", category=FutureWarning)
+        original = dac.DAC(
+            encoder_dim=config.encoder_dim,
+            encoder_rates=list(config.encoder_rates),
+            decoder_dim=config.decoder_dim,
+            decoder_rates=list(reversed(config.encoder_rates)),
+            n_codebooks=config.num_codebooks,
+            codebook_size=config.codebook_size,
+            codebook_dim=config.codebook_dim,
+            quantizer_dropout=config.quantizer_dropout,
+            sample_rate=config.sample_rate_hz,
+        )
     for module in original.modules():
         if hasattr(module, "weight_g"):
             remove_weight_norm(module)
@@ -93,24 +98,24 @@ def build_original(config: schema.DacModel) -> dac.DAC:
 
 def to_hub(original: dac.DAC) -> DacModel:
     """The same codec as a `transformers.DacModel`, with weight norm folded into the weights."""
-    folded = copy.deepcopy(original).cpu().eval()
-    for module in folded.modules():
-        if parametrize.is_parametrized(module):
-            parametrize.remove_parametrizations(module, "weight")
-    quantizer = folded.quantizer.quantizers[0]
+    on_cpu = copy.deepcopy(original).cpu().eval()
+    quantizer = on_cpu.quantizer.quantizers[0]
     hub = DacModel(
         DacConfig(
-            encoder_hidden_size=folded.encoder_dim,
-            downsampling_ratios=list(folded.encoder_rates),
-            decoder_hidden_size=folded.decoder_dim,
-            n_codebooks=folded.n_codebooks,
+            encoder_hidden_size=on_cpu.encoder_dim,
+            downsampling_ratios=list(on_cpu.encoder_rates),
+            decoder_hidden_size=on_cpu.decoder_dim,
+            n_codebooks=on_cpu.n_codebooks,
             codebook_size=quantizer.codebook_size,
             codebook_dim=quantizer.codebook_dim,
-            sampling_rate=folded.sample_rate,
+            sampling_rate=on_cpu.sample_rate,
         )
     ).eval()
-    for source, target in _same_modules(folded, hub):
-        target.load_state_dict(source.state_dict(), strict=True)
+    with torch.no_grad():
+        for source, target in _same_modules(on_cpu, hub):
+            # `weight` of a module with weight norm is the product. Removing the norm instead would take it
+            # from the original too, whose copies share its class.
+            target.load_state_dict({name: getattr(source, name) for name, _ in target.named_parameters()})
     return hub
 
 
@@ -122,7 +127,7 @@ def save_dac(original: dac.DAC, folder: Path, store: str) -> None:
 def _same_modules(original: dac.DAC, hub: DacModel) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Pairs of modules with parameters of the same name and meaning, in the two layouts."""
 
-    def residual(source: nn.Module, target: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    def residual(source: Any, target: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
         yield from zip(source.block, [target.snake1, target.conv1, target.snake2, target.conv2], strict=True)
 
     first, *blocks, snake, last = original.encoder.block

@@ -55,14 +55,17 @@ class HubEncodec(Codec):
         return cls(info, model, bandwidth_kbps)
 
     def _encode(self, audio: Tensor) -> Tensor:
-        codes = self.model.quantizer.encode(self.model.encoder(audio), self.bandwidth_kbps)
+        codes: Tensor = self.model.quantizer.encode(self.model.encoder(audio), self.bandwidth_kbps)
         return codes.transpose(0, 1)  # [K, B, T] → [B, K, T]
 
     def _decode(self, codes: Tensor) -> Tensor:
-        return self.model.decoder(self.model.quantizer.decode(codes.transpose(0, 1)))
+        audio: Tensor = self.model.decoder(self.model.quantizer.decode(codes.transpose(0, 1)))
+        return audio
 
     def _encode_latents(self, audio: Tensor) -> Tensor:
-        return self.model.encoder(audio)
+        latents: Tensor = self.model.encoder(audio)
+        return latents
 
     def _decode_latents(self, latents: Tensor) -> Tensor:
-        return self.model.decoder(latents)
+        audio: Tensor = self.model.decoder(latents)
+        return audio

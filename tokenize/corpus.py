@@ -50,5 +50,5 @@ class Corpus(Protocol):
         ...
 
     def read(self, clip: Clip, sample_rate: int, channels: int) -> ClipAudio:
-        """The audio of `clip` at `sample_rate` in Hz, mixed to `channels`; raises `AudioError` if unusable."""
+        """The audio of `clip` at `sample_rate` Hz, mixed to `channels`; raises `AudioError` if unusable."""
         ...

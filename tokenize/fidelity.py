@@ -6,10 +6,36 @@ Shapes: B batch, N samples, K codebooks, T frames, V codebook size.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from dac.nn.loss import MelSpectrogramLoss
+from torch import Tensor, nn
+
+MEL_WINDOWS = (64, 128, 256, 512, 1024)  # samples
+MEL_BINS = (10, 20, 40, 80, 160)
+
+# An AudioSignal keeps its last spectrogram, and says so of every further window length.
+warnings.filterwarnings("ignore", message="stft_data changed shape", module="audiotools")
+
+
+def mel_distance(floor: float = 1e-5) -> nn.Module:
+    """DAC's multi-scale distance of log10-mel spectrograms, summed over `MEL_WINDOWS`.
+
+    Takes two `AudioSignal`s. Magnitudes below `floor` count as `floor`; 1e-5 is what DAC reports with.
+    Windows as in arXiv:2306.06546, sec. 3.4, without 32 and 2048.
+    """
+    distance: nn.Module = MelSpectrogramLoss(
+        n_mels=list(MEL_BINS),
+        window_lengths=list(MEL_WINDOWS),
+        mel_fmin=[0.0] * len(MEL_BINS),
+        mel_fmax=[None] * len(MEL_BINS),
+        mag_weight=0.0,
+        pow=1.0,
+        clamp_eps=floor,
+    )
+    return distance
 
 
 def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:

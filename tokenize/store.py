@@ -201,4 +201,5 @@ class TokenSplit:
             stop = min(stop, start + num_frames)
         begin = self._begin[clip]
         flat = self._codes[self._chunk[clip]][begin + start * k : begin + stop * k]
-        return flat.reshape(-1, k).T.astype(np.int64)
+        codes: np.ndarray = flat.reshape(-1, k).T.astype(np.int64)
+        return codes

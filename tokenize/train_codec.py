@@ -4,13 +4,15 @@
 
 The architecture is the original package's DAC (arXiv:2306.06546). The loss is its multi-scale log-mel
 distance and its codebook and commitment terms (sec. 3.4), plus the waveform's relative absolute error:
-without a discriminator, spectral terms alone leave the phase free.
+without a discriminator, spectral terms alone leave the phase free. For the waveform to be learnt in few
+steps, the codec starts as a lapped transform (`lapped_start.py`).
 
 Shapes: B batch, N samples, K codebooks, T frames.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,40 +20,24 @@ import dac
 import numpy as np
 import torch
 from audiotools import AudioSignal
-from dac.nn.loss import MelSpectrogramLoss
 from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..core.files import atomic_folder
 from ..core.loop import Batch, Job, Loss, Phase, adamw, train
-from ..core.run import stage_main
+from ..core.run import is_main_process, stage_main
 from ..core.sampler import CropSampler
 from ..core.schema import DacModel, Recipe
 from .audio_store import AudioStore
 from .codec_dac import build_original, save_dac
-from .fidelity import codebook_efficiency, si_sdr
-
-MEL_WINDOWS = (64, 128, 256, 512, 1024)  # samples
-MEL_BINS = (10, 20, 40, 80, 160)
+from .fidelity import codebook_efficiency, mel_distance, si_sdr
+from .lapped_start import start_as_lapped_transform
 
 # Validation looks at the same few seconds each time.
 _VALID_CROPS = 32
 
-
-def mel_distance() -> nn.Module:
-    """DAC's multi-scale distance of log10-mel spectrograms, summed over `MEL_WINDOWS`.
-
-    Takes two `AudioSignal`s. Windows as in arXiv:2306.06546, sec. 3.4, without 32 and 2048.
-    """
-    return MelSpectrogramLoss(
-        n_mels=list(MEL_BINS),
-        window_lengths=list(MEL_WINDOWS),
-        mel_fmin=[0.0] * len(MEL_BINS),
-        mel_fmax=[None] * len(MEL_BINS),
-        mag_weight=0.0,
-        pow=1.0,
-        clamp_eps=1e-5,
-    )
+_NUM_EXAMPLES = 64
+_EXAMPLE_SAMPLES = 32000
 
 
 class CodecLoss:
@@ -59,7 +45,7 @@ class CodecLoss:
 
     def __init__(self, config: DacModel) -> None:
         self._config = config
-        self._mel = mel_distance()
+        self._mel = mel_distance(config.mel_floor)
 
     def __call__(self, modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
         """`batch["audio"]` is `[B, 1, N]`."""
@@ -100,6 +86,7 @@ def train_codec(recipe: Recipe) -> None:
 
     torch.manual_seed(recipe.train.seed)
     codec = build_original(config)
+    start_as_lapped_transform(codec, examples(store))
     train(
         Job(
             modules={"codec": codec},
@@ -115,22 +102,37 @@ def train_codec(recipe: Recipe) -> None:
     )
 
 
+def examples(store: AudioStore) -> Tensor:
+    """Audio `[B, 1, N]` from all over the training clips, by which a fresh codec is scaled."""
+    clips = store.split("train")
+    length = min(_EXAMPLE_SAMPLES, max(clip.num_samples for clip in clips))
+    chosen = np.linspace(0, len(clips) - 1, min(len(clips), _NUM_EXAMPLES)).astype(int)
+    return torch.from_numpy(np.stack([store.crop(clips[i], 0, length) for i in chosen]))[:, None]
+
+
 class _Validation:
-    """Mel distance, SI-SDR and codebook use on fixed crops of the split `valid`."""
+    """Mel distance, SI-SDR and codebook use on fixed crops of the split `valid`; nothing if it is empty."""
 
     def __init__(self, store: AudioStore, config: DacModel) -> None:
-        clips = store.split("valid") or store.split("train")
+        clips = store.split("valid")
+        if not clips and is_main_process():
+            print("train: the split 'valid' has no clips, so there is no validation", file=sys.stderr)
         chosen = np.random.default_rng(0).permutation(len(clips))[:_VALID_CROPS]
-        crops = [store.crop(clips[i], 0, 2 * config.sample_rate_hz) for i in chosen]
-        self._audio = torch.from_numpy(np.stack(crops))[:, None]
+        num_samples = 2 * config.sample_rate_hz
+        crops = np.zeros((len(chosen), 1, num_samples), dtype=np.float32)
+        for row, clip in enumerate(chosen):
+            crops[row, 0] = store.crop(clips[clip], 0, num_samples)
+        self._audio = torch.from_numpy(crops)
         self._config = config
-        self._mel = mel_distance()
+        self._mel = mel_distance(config.mel_floor)
 
     def __call__(self, codec: nn.Module) -> dict[str, float]:
+        if not len(self._audio):
+            return {}
         rate = self._config.sample_rate_hz
         mels, ratios, codes = [], [], []
-        for audio in self._audio.split(8):
-            audio = audio.to(next(codec.parameters()).device)
+        for first in range(0, len(self._audio), 8):
+            audio = self._audio[first : first + 8].to(next(codec.parameters()).device)
             out = codec(audio, rate)
             decoded = out["audio"]
             target = audio[..., : decoded.shape[-1]]

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tokkata.core.audio import AudioError, load_audio, resample, to_channels, write_wav
 
 

@@ -3,8 +3,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tokkata.eval.embedding import EMBEDDINGS, Embedding
 from torch.nn import functional as F
+
+from tokkata.eval.embedding import EMBEDDINGS, Embedding
 
 WIDTH = 8
 

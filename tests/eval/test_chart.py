@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tokkata.eval.chart import (
     HEIGHT,
     LABEL_SPACING,

@@ -1,6 +1,9 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+
 from tokkata.core.errors import UserError
 from tokkata.eval import embedding as module
 from tokkata.eval.embedding import EMBEDDINGS, Embedding, embed_clips, load_embedding
@@ -43,3 +46,13 @@ def test_other_rates_and_stereo_are_brought_to_the_networks(quick_embedding: Emb
 def test_unknown_names_are_refused():
     with pytest.raises(UserError, match="no embedding 'vggish'; there is: pocket"):
         load_embedding("vggish")
+
+
+def test_pocket_gives_50_frames_a_second_of_any_audio(tone: SimpleNamespace):
+    stereo_32k = np.repeat(np.repeat(tone.at(60, 0.5), 2, axis=0), 2, axis=1)
+    frames, shorter = embed_clips("pocket", [stereo_32k, stereo_32k[:, :3200]], 32000)
+    assert frames.shape == (25, load_embedding("pocket").width)
+    assert len(shorter) == 5
+    assert frames.dtype == np.float32
+    assert np.isfinite(frames).all()
+    assert frames.std() > 0.0

@@ -3,6 +3,7 @@ import pytest
 import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tokkata.eval.frechet import MIN_CLIPS, GaussianStats, frechet_distance, frechet_distance_infinity
 
 

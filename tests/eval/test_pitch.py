@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from tokkata.eval.pitch import MAX_CLIPS, has_pitch, median_pitch, pitch_accuracy
 
 SAMPLE_RATE = 16000

@@ -3,12 +3,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import soundfile
+
 from tokkata.eval.players import flac, listening_rows, match
 from tokkata.eval.sets import ClipSet
 
 
 def clip_set(names: list[str], labels: list[dict], audio: list[np.ndarray]) -> ClipSet:
-    return ClipSet(audio, labels, names)
+    return ClipSet(audio, labels, names, [None] * len(names))
 
 
 def test_flac_holds_the_samples(tone: SimpleNamespace):
@@ -52,3 +53,13 @@ def test_rows_bring_together_what_belongs_together(tone: SimpleNamespace):
     assert rows[1].labels == {"pitch": "61"}
     assert rows[0].players[0].flac == flac(real.audio[1], 16000)
     assert rows[0].players[1].flac == flac(copies.audio[1], 16000)
+
+
+def test_the_clip_that_lent_its_labels_is_preferred(tone: SimpleNamespace):
+    real = clip_set(["a", "b", "c"], [{"pitch": 60, "form": "note"}] * 3, [tone.at(60)] * 3)
+    generated = clip_set(["0.wav", "1.wav"], [{"pitch": 60}] * 2, [tone.at(60)] * 2)
+    generated.sources[:] = ["c", "not in the reference"]
+    rows = listening_rows(
+        real=real, reconstructed=real, generated=generated, untrained=None, sample_rate=16000, num_rows=2
+    )
+    assert [row.players[0].name for row in rows] == ["c", "b"]

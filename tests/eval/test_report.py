@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import soundfile
+
 from tokkata.eval.chart import Point
 from tokkata.eval.players import flac
 from tokkata.eval.report import (

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tokkata.core.audio import write_wav
 from tokkata.core.errors import UserError
 from tokkata.core.schema import Recipe
@@ -45,7 +46,7 @@ def write_samples(recipe: Recipe, split: str = "train", num_clips: int = 10) -> 
         write_wav(folder / name, audio, 16000)
         noise = np.random.default_rng(index).normal(size=audio.shape).astype(np.float32)
         write_wav(folder / "untrained" / name, 0.02 * noise, 16000)
-        rows.append({"file": name, "labels": dict(clip.labels), "seed": 0, "prompt_id": None})
+        rows.append({"file": name, "labels": dict(clip.labels), "source_id": clip.id})
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "samples.jsonl").write_text(text)
     (folder / "untrained" / "samples.jsonl").write_text(text)
@@ -86,12 +87,20 @@ def test_real_clips_as_generated_reach_the_floor(tmp_path: Path):
     assert rows[GENERATED].fad < rows[FLOOR].fad
 
 
+def test_clips_that_lent_their_labels_are_reconstructed_first(tmp_path: Path):
+    recipe = recipe_in(tmp_path)
+    write_samples(recipe, split="test", num_clips=3)
+    sets = module.load_sets(recipe)
+    assert set(sets.named(RECONSTRUCTED).names) == set(sets.named(GENERATED).sources)
+    assert len(sets.reference) > 3
+
+
 def test_without_a_second_split_the_reference_is_halved(tmp_path: Path):
     folder = tmp_path / "audio"
     for index in range(12):
         time = np.arange(8000) / 16000
         write_wav(folder / f"{index}.wav", 0.3 * np.sin(2 * np.pi * 50 * (index + 4) * time)[None], 16000)
-    data = {"kind": "folder", "root": folder, "valid_fraction": 0.0, "test_fraction": 1.0}
+    data = {"kind": "folder", "root": folder, "valid_fraction": 0.0, "test_fraction": 0.999}
     recipe = recipe_in(tmp_path, data=data)
     (recipe.folder / "samples").mkdir(parents=True)
     write_wav(recipe.folder / "samples" / "a.wav", np.full((1, 6400), 0.1, np.float32), 16000)

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tokkata.core.audio import AudioError, write_wav
 from tokkata.eval.sets import (
     ClipSet,

@@ -3,6 +3,7 @@ import io
 import matplotlib.image
 import numpy as np
 import pytest
+
 from tokkata.eval.spectrogram import NUM_COLUMNS, NUM_MELS, log_mel, spectrogram_png
 
 

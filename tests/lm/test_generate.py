@@ -3,11 +3,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from tokkata.core.errors import UserError
 from tokkata.lm.conditions import LabelVocabulary
 from tokkata.lm.generate import generate, guide, row_noise, sample_tokens
 from tokkata.lm.transformer import TransformerConfig, TransformerLM
-from torch import Tensor
 
 K, V = 3, 11
 CODEC = {"num_codebooks": K, "codebook_size": V, "frame_rate": 50.0}

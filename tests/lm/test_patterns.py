@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tokkata.lm.patterns import DelayPattern
 
 X = 99  # the special token

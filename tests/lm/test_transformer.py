@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from tokkata.core.errors import UserError
 from tokkata.lm.conditions import HIDDEN, LabelVocabulary, drop_conditions
 from tokkata.lm.transformer import KVCache, LMLoss, TransformerConfig, TransformerLM, rotary_tables, rotate
-from torch import Tensor
 
 K, V = 3, 11
 CODEC = {"id": "pocket", "num_codebooks": K, "codebook_size": V, "frame_rate": 50.0}

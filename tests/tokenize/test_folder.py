@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tokkata.core.audio import AudioError, write_wav
 from tokkata.core.errors import UserError
 from tokkata.core.schema import FolderCorpus, MixedCorpus, SynthCorpus

@@ -6,6 +6,7 @@ from collections import defaultdict
 import mido
 import numpy as np
 import pytest
+
 from tokkata.core.errors import UserError
 from tokkata.core.schema import SoundFontCorpus
 from tokkata.tokenize.load_corpus import load_corpus

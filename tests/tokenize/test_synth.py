@@ -7,6 +7,7 @@ from collections import defaultdict
 import librosa
 import numpy as np
 import pytest
+
 from tokkata.core.errors import UserError
 from tokkata.core.schema import SynthCorpus
 from tokkata.tokenize.synth import FAMILIES, VELOCITIES, Synth, Timbre, pitch_to_hz, render_note

@@ -1,0 +1,94 @@
+"""The model card: what it tells of a model, and how the scores come into it."""
+
+import pytest
+import torch
+import yaml
+
+from tokkata.core.card import fill_scores
+from tokkata.core.recipe import dump_recipe
+from tokkata.lm.card import write_card
+from tokkata.lm.train import transformer_config, vocabulary_of
+from tokkata.lm.transformer import TransformerLM
+
+TABLE = "| set | FAD |\n|---|---|\n| generated | 1.25 |"
+
+
+@pytest.fixture
+def recipe(lm_recipe):
+    return lm_recipe(model={"conditions": ["pitch"]}, train={"steps": 321})
+
+
+@pytest.fixture
+def lm(recipe, write_tokens):
+    store = write_tokens(recipe, train=3)
+    torch.manual_seed(0)
+    return TransformerLM(
+        transformer_config(recipe.model, store, vocabulary_of(store.split("train"), ["pitch"]))
+    )
+
+
+@pytest.fixture
+def card(tmp_path, recipe, lm):
+    path = tmp_path / "README.md"
+    write_card(path, recipe, lm, {"loss": 2.5, "codebook_0": 1.25})
+    return path
+
+
+def test_what_the_card_tells(card, recipe, lm):
+    text = card.read_text()
+    assert text.startswith("---\n")
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front["library_name"] == "tokkata"
+    assert "music-generation" in front["tags"]
+    for fact in [
+        "# run\n",
+        "`made up`",
+        "16000 Hz, 50 frames/s, 3 codebooks of 16",
+        "`synth`",
+        "`pitch`",
+        "321 steps of 8 clips of 0.16 s",
+        f"| parameters | {sum(p.numel() for p in lm.parameters()):,} |",
+        "| loss | 2.5000 |\n| codebook_0 | 1.2500 |",
+        "## Scores\nNot evaluated yet.",
+        "TransformerLM.from_pretrained",
+        "num_frames=10",
+    ]:
+        assert fact in text
+    assert text.split("```yaml\n")[1] == dump_recipe(recipe) + "```\n"
+
+
+def test_no_validation_is_told(tmp_path, recipe, lm):
+    write_card(tmp_path / "README.md", recipe, lm, {})
+    assert "## Validation" in (tmp_path / "README.md").read_text()
+    assert "There was no held-out clip to validate on.\n\n## Scores" in (tmp_path / "README.md").read_text()
+
+
+def test_scores_replace_their_section_alone(card):
+    before = card.read_text()
+    fill_scores(card, TABLE)
+    filled = card.read_text()
+    assert filled == before.replace("Not evaluated yet.", TABLE)
+    fill_scores(card, TABLE.replace("1.25", "0.5"))
+    assert card.read_text() == filled.replace("generated | 1.25", "generated | 0.5")
+    fill_scores(card, TABLE)
+    assert card.read_text() == filled
+
+
+def test_backslashes_are_no_groups(card):
+    fill_scores(card, r"FAD \1 \g<0>")
+    assert r"FAD \1 \g<0>" in card.read_text()
+
+
+def test_scores_as_the_last_section(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("# Mine\n\n## Scores\nold\n")
+    fill_scores(card, TABLE)
+    assert card.read_text() == f"# Mine\n\n## Scores\n{TABLE}\n"
+
+
+def test_a_card_that_was_rewritten_by_hand_gets_its_scores_too(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("# Mine\nThe scores are fine.\n")
+    fill_scores(card, TABLE)
+    fill_scores(card, TABLE)
+    assert card.read_text() == f"# Mine\nThe scores are fine.\n\n## Scores\n{TABLE}\n"
