@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/tokkata run recipes/quickstart.yaml
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
