@@ -226,7 +226,7 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
                 ]
                 for phase in job.phases:
                     for group in phase.optimizer.param_groups:
-                        group["lr"] = learning_rate(config, step)
+                        group["lr"] = learning_rate(config, step) * group.get("lr_scale", 1.0)
                     result = _run_phase(accelerator, phase, modules, batches, config.clip_grad_norm)
                     skipped = skipped_in_a_row[phase.name] = (
                         0 if result.taken else skipped_in_a_row[phase.name] + 1

@@ -224,8 +224,11 @@ class DacModel(Section):
     """Weight of the waveform's mean absolute error relative to the mean absolute amplitude."""
     codebook_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
     """Weight of the term that moves codebook entries towards the encoder's output."""
-    commitment_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 0.25
+    commitment_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
     """Weight of the term that moves the encoder's output towards codebook entries."""
+    codebook_lr_scale: PositiveFloat = 10.0
+    """Learning rate of the codebooks, as a multiple of `train.lr`: an entry is met in few steps only, and
+    would fall behind an encoder that learns in all."""
     store: Literal["float32", "float16"] = "float32"
     """Number format of the saved weights; float16 halves the file, and it is loaded as float32."""
 

@@ -86,11 +86,14 @@ def train_codec(recipe: Recipe) -> None:
 
     torch.manual_seed(recipe.train.seed)
     codec = build_original(config)
-    start_as_lapped_transform(codec, examples(store))
+    try:
+        start_as_lapped_transform(codec, examples(store))
+    except ValueError as error:
+        raise UserError(f"model.encoder_rates: {error}") from error
     train(
         Job(
             modules={"codec": codec},
-            phases=[Phase("codec", "codec", adamw(codec, recipe.train), CodecLoss(config))],
+            phases=[Phase("codec", "codec", _optimizer(codec, recipe), CodecLoss(config))],
             averaged="codec",
             batch=batch,
             validate=_Validation(store, config),
@@ -100,6 +103,20 @@ def train_codec(recipe: Recipe) -> None:
         recipe.train,
         recipe.folder,
     )
+
+
+def _optimizer(codec: dac.DAC, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW, with faster codebooks."""
+    assert isinstance(recipe.model, DacModel)
+    optimizer = adamw(codec, recipe.train)
+    codebooks = [quantizer.codebook.weight for quantizer in codec.quantizer.quantizers]
+    theirs = {id(p) for p in codebooks}
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in theirs]
+    optimizer.add_param_group(
+        {"params": codebooks, "weight_decay": 0.0, "lr_scale": recipe.model.codebook_lr_scale}
+    )
+    return optimizer
 
 
 def examples(store: AudioStore) -> Tensor:

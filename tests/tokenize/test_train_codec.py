@@ -136,6 +136,12 @@ def test_no_validation_is_told(codec_recipe, one_file, capsys):
     assert (recipe.folder / "model" / "model.safetensors").exists()
 
 
+def test_a_codec_that_is_too_narrow(codec_recipe):
+    recipe = codec_recipe(encoder_dim=4, encoder_rates=[16, 20])
+    with pytest.raises(UserError, match=r"^model\.encoder_rates: 8 channels cannot hold the 16 samples"):
+        train_codec(recipe)
+
+
 def test_no_clips_to_train_on(codec_recipe, one_file, monkeypatch):
     recipe = codec_recipe(data=one_file)
     monkeypatch.setattr(AudioStore, "split", lambda self, name: [])
