@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from tokkata.core.schema import DacModel
 from tokkata.tokenize.codec_dac import build_original
 from tokkata.tokenize.fidelity import si_sdr
