@@ -71,6 +71,8 @@ class SynthCorpus(Section):
     """Lowest MIDI pitch (also the lowest root of a chord or phrase)."""
     pitch_max: Annotated[int, Field(ge=21, le=108), NOT_BOOL] = 76
     """Highest MIDI pitch of a root."""
+    random_phase: bool = False
+    """Let each oscillator start anywhere in its period instead of with the note: harder to predict."""
     seed: Integer = 0
     """Seed of the corpus; the same seed gives the same samples on every machine."""
 

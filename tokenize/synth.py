@@ -258,9 +258,19 @@ class _Phase:
 
 
 def render_note(
-    timbre: Timbre, pitch: int, velocity: int, held_s: float, rate: int, rng: np.random.Generator
+    timbre: Timbre,
+    pitch: int,
+    velocity: int,
+    held_s: float,
+    rate: int,
+    rng: np.random.Generator,
+    *,
+    random_phase: bool = False,
 ) -> np.ndarray:
-    """One note, `[N]` float64 with a peak near 1, held for `held_s` and then released to silence."""
+    """One note, `[N]` float64 with a peak near 1, held for `held_s` and then released to silence.
+
+    Its oscillators start with the note, as in most synthesisers, or anywhere if `random_phase`.
+    """
     f0 = pitch_to_hz(pitch)
     softness = 1.0 - velocity / 127.0
     attack_s, release_s = min(timbre.attack_s, 0.25 * held_s), min(timbre.release_s, held_s)
@@ -270,7 +280,7 @@ def render_note(
     audible = timbre.ratios * f0 < _HIGHEST_PARTIAL * rate
     ratios = timbre.ratios[audible]
     amplitudes = timbre.amplitudes[audible] * ratios ** -(timbre.soft_tilt * softness)
-    phases = rng.uniform(0.0, 2.0 * np.pi, size=len(ratios))
+    phases = rng.uniform(0.0, 2.0 * np.pi, size=len(ratios)) if random_phase else np.zeros(len(ratios))
     note = np.zeros(num_samples)
     if timbre.decay_s is not None:
         # Low strings and bars ring longer.
@@ -288,7 +298,8 @@ def render_note(
             vibrato_hz = timbre.vibrato_hz * rng.uniform(0.95, 1.05)
             shake = depth * np.sin(2.0 * np.pi * vibrato_hz * seconds + rng.uniform(0.0, 2.0 * np.pi))
             hz = f0 * 2.0 ** (cents / 1200.0) * (1.0 + shake * (np.log(2.0) / 1200.0))
-            phase = _Phase.from_turns(np.cumsum(hz) / rate + rng.uniform())
+            turns = np.cumsum(hz) / rate
+            phase = _Phase.from_turns(turns + rng.uniform() if random_phase else turns)
             note += phase.look_up(bright)
             if closed is not None:
                 note += closed * phase.look_up(dark - bright)
@@ -439,7 +450,15 @@ class Synth:
             start, held_s = round(note.start * num_samples), note.held * duration_s
             end_s = duration_s - start / rate
             held_s = min(held_s, max(0.5 * end_s, end_s - timbre.release_s))
-            sound = render_note(timbre, in_range, velocity, held_s, rate, rng)[: num_samples - start]
+            sound = render_note(
+                timbre,
+                in_range,
+                velocity,
+                held_s,
+                rate,
+                rng,
+                random_phase=self.config.random_phase,
+            )[: num_samples - start]
             mix[start : start + len(sound)] += sound
         peak = 0.2 + 0.7 * (velocity - VELOCITIES[0]) / (VELOCITIES[-1] - VELOCITIES[0])
         samples: np.ndarray = (mix * (peak / np.abs(mix).max())).astype(np.float32)
