@@ -1,5 +1,6 @@
 """The synthesised corpus: reproducible, split by instrument, in tune."""
 
+import dataclasses
 import subprocess
 import sys
 from collections import defaultdict
@@ -170,3 +171,15 @@ def test_a_pitch_above_nyquist_is_refused():
     highest = corpus(pitch_min=105, pitch_max=106, sample_rate_hz=8000)  # chords go beyond: they are folded
     for index in range(12):
         assert np.abs(read(highest, index, 8000).samples).max() >= 0.19
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_oscillators_start_with_the_note_unless_told_otherwise(family: str) -> None:
+    timbre = dataclasses.replace(FAMILIES[family](np.random.default_rng(3)), noise=0.0, vibrato_cents=0.0)
+
+    def played(seed: int, random_phase: bool) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        return render_note(timbre, 60, 100, 0.5, 16000, rng, random_phase=random_phase)
+
+    np.testing.assert_array_equal(played(0, False), played(1, False))
+    assert np.abs(played(0, True) - played(1, True)).max() > 0.1
