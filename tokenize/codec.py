@@ -94,24 +94,24 @@ class Codec(nn.Module, ABC):
         """Frames of a clip of `num_samples`; the last one may be partly padding."""
         return math.ceil(num_samples / self.info.hop_length)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, audio: Tensor) -> Tensor:
         """Audio `[B, C, N]` to codes `[B, K, T]`, int64, T = ceil(N / hop_length)."""
         return self._encode(self._prepare(audio)).contiguous()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, codes: Tensor, num_samples: int | None = None) -> Tensor:
         """Codes `[B, K, T]` to audio `[B, C, num_samples]`; T · hop_length samples if not told."""
         if codes.ndim != 3 or codes.shape[1] != self.info.num_codebooks:
             raise ValueError(f"codes [B, {self.info.num_codebooks}, T] expected, not {list(codes.shape)}")
         return self._fit(self._decode(codes), codes.shape[-1], num_samples)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_latents(self, audio: Tensor) -> Tensor:
         """Audio `[B, C, N]` to the encoder's output before quantisation, `[B, D, T]`."""
         return self._encode_latents(self._prepare(audio))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode_latents(self, latents: Tensor, num_samples: int | None = None) -> Tensor:
         """Latents `[B, D, T]` to audio `[B, C, num_samples]`, without quantisation."""
         return self._fit(self._decode_latents(latents), latents.shape[-1], num_samples)

@@ -1,0 +1,48 @@
+"""The codec that ships: small, loadable without a network, and good enough to be worth shipping."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import DacModel
+
+from tokkata.core.schema import SynthCorpus
+from tokkata.tokenize.codec import POCKET_FOLDER, Codec, load_codec
+from tokkata.tokenize.fidelity import si_sdr
+from tokkata.tokenize.synth import Synth
+
+
+@pytest.fixture(scope="module")
+def pocket() -> Codec:
+    return load_codec("pocket")
+
+
+@pytest.fixture(scope="module")
+def notes() -> torch.Tensor:
+    """[B, 1, N]: notes of instruments that training has not heard."""
+    corpus = Synth(SynthCorpus(kind="synth", num_clips=80, duration_s=1.0, forms=["note"], random_phase=True))
+    held_out = [clip for clip in corpus.clips() if clip.split == "test"]
+    return torch.from_numpy(np.stack([corpus.read(clip, 16000, 1).samples for clip in held_out]))
+
+
+def test_what_it_is(pocket: Codec) -> None:
+    assert sum(file.stat().st_size for file in POCKET_FOLDER.iterdir()) < 10_000_000
+    assert (pocket.sample_rate, pocket.channels, pocket.hop_length, pocket.frame_rate) == (16000, 1, 320, 50)
+    assert (pocket.num_codebooks, pocket.codebook_size) == (8, 1024)
+
+
+def test_it_follows_the_waveform_of_held_out_notes(pocket: Codec, notes: torch.Tensor) -> None:
+    decoded = pocket.decode(pocket.encode(notes), num_samples=notes.shape[-1])
+    assert decoded.shape == notes.shape
+    fidelity = si_sdr(decoded[:, 0], notes[:, 0]).median()
+    assert fidelity > 4
+    # The later codebooks carry their share of it.
+    half = pocket.encode(notes)
+    half[:, 4:] = 0
+    assert fidelity > si_sdr(pocket.decode(half)[:, 0], notes[:, 0]).median() + 1
+
+
+def test_transformers_loads_the_same_codec(pocket: Codec, notes: torch.Tensor) -> None:
+    model = DacModel.from_pretrained(POCKET_FOLDER, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        codes = model.encode(notes[:2]).audio_codes
+    assert torch.equal(codes, pocket.encode(notes[:2]))
