@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from audiotools import AudioSignal
 
 from ..core.audio import load_audio, write_wav
 from ..core.device import best_device
@@ -33,7 +32,7 @@ from ..core.run import stage_main
 from ..core.schema import Recipe
 from ..tokenize.audio_store import AudioStore
 from ..tokenize.codec import Codec, load_codec
-from ..tokenize.fidelity import CodebookUse, codebook_efficiency, mel_distance, si_sdr
+from ..tokenize.fidelity import CodebookUse, MelDistance, codebook_efficiency, si_sdr
 
 OPUS_KBPS = (6, 12)
 
@@ -46,7 +45,7 @@ class Reconstruction:
     bitrate_kbps: float
     """Of the codec's stream; for Opus as measured, with its container."""
     mel_distance: float
-    """Multi-scale log10-mel distance, `tokenize.fidelity.mel_distance`; lower is better."""
+    """Multi-scale log10-mel distance, `tokenize.fidelity.MelDistance`; lower is better."""
     si_sdr_db: float
     """Median over clips; higher is better."""
     seconds_per_s: float
@@ -117,7 +116,7 @@ def _measure(
     sample_rate: int,
 ) -> Reconstruction:
     """Means over clips; `round_trip` takes samples `[N]` to decoded samples `[N]` and a number of bits."""
-    distance = mel_distance()
+    distance = MelDistance(sample_rate)
     mels, ratios, bits, seconds = [], [], 0.0, 0.0
     for samples in track(clips, name):
         begin = time.perf_counter()
@@ -125,11 +124,7 @@ def _measure(
         seconds += time.perf_counter() - begin
         bits += spent
         estimate, reference = torch.from_numpy(decoded)[None], torch.from_numpy(samples)[None]
-        mels.append(
-            float(
-                distance(AudioSignal(estimate[None], sample_rate), AudioSignal(reference[None], sample_rate))
-            )
-        )
+        mels.append(float(distance(estimate[None], reference[None])))
         ratios.append(float(si_sdr(estimate, reference)))
     duration_s = sum(map(len, clips)) / sample_rate
     return Reconstruction(

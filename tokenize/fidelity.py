@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
+from audiotools import AudioSignal
 from dac.nn.loss import MelSpectrogramLoss
 from torch import Tensor, nn
 
@@ -20,22 +21,30 @@ MEL_BINS = (10, 20, 40, 80, 160)
 warnings.filterwarnings("ignore", message="stft_data changed shape", module="audiotools")
 
 
-def mel_distance(floor: float = 1e-5) -> nn.Module:
+class MelDistance:
     """DAC's multi-scale distance of log10-mel spectrograms, summed over `MEL_WINDOWS`.
 
-    Takes two `AudioSignal`s. Magnitudes below `floor` count as `floor`; 1e-5 is what DAC reports with.
-    Windows as in arXiv:2306.06546, sec. 3.4, without 32 and 2048.
+    Magnitudes below `floor` count as `floor`; 1e-5 is what DAC reports with. Windows as in arXiv:2306.06546,
+    sec. 3.4, without 32 and 2048.
     """
-    distance: nn.Module = MelSpectrogramLoss(
-        n_mels=list(MEL_BINS),
-        window_lengths=list(MEL_WINDOWS),
-        mel_fmin=[0.0] * len(MEL_BINS),
-        mel_fmax=[None] * len(MEL_BINS),
-        mag_weight=0.0,
-        pow=1.0,
-        clamp_eps=floor,
-    )
-    return distance
+
+    def __init__(self, sample_rate: int, floor: float = 1e-5) -> None:
+        self._sample_rate = sample_rate
+        self._distance: nn.Module = MelSpectrogramLoss(
+            n_mels=list(MEL_BINS),
+            window_lengths=list(MEL_WINDOWS),
+            mel_fmin=[0.0] * len(MEL_BINS),
+            mel_fmax=[None] * len(MEL_BINS),
+            mag_weight=0.0,
+            pow=1.0,
+            clamp_eps=floor,
+        )
+
+    def __call__(self, estimate: Tensor, reference: Tensor) -> Tensor:
+        """The mean over two `[B, 1, N]`, a differentiable scalar."""
+        rate = self._sample_rate
+        distance: Tensor = self._distance(AudioSignal(estimate, rate), AudioSignal(reference, rate))
+        return distance
 
 
 def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A DAC that begins as a lapped transform instead of as noise.
 
-A randomly initialised DAC needs thousands of steps before its output follows the waveform at all. But its
+A randomly initialised DAC stays near silence for hundreds of steps before it follows the waveform. But its
 convolutions can hold a transform that is known to invert: all strides but the last only deal samples out to
 channels, and the last one, whose kernel spans two hops, is a modified discrete cosine transform (Princen,
 Johnson and Bradley, "Subband/transform coding using filter bank designs based on time domain aliasing

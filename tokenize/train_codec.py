@@ -19,7 +19,6 @@ from pathlib import Path
 import dac
 import numpy as np
 import torch
-from audiotools import AudioSignal
 from torch import Tensor, nn
 
 from ..core.errors import UserError
@@ -30,7 +29,7 @@ from ..core.sampler import CropSampler
 from ..core.schema import DacModel, Recipe
 from .audio_store import AudioStore
 from .codec_dac import build_original, save_dac
-from .fidelity import codebook_efficiency, mel_distance, si_sdr
+from .fidelity import MelDistance, codebook_efficiency, si_sdr
 from .lapped_start import start_as_lapped_transform
 
 # Validation looks at the same few seconds each time.
@@ -45,7 +44,7 @@ class CodecLoss:
 
     def __init__(self, config: DacModel) -> None:
         self._config = config
-        self._mel = mel_distance(config.mel_floor)
+        self._mel = MelDistance(config.sample_rate_hz, config.mel_floor)
 
     def __call__(self, modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
         """`batch["audio"]` is `[B, 1, N]`."""
@@ -53,9 +52,7 @@ class CodecLoss:
         out = modules["codec"](audio, config.sample_rate_hz)
         decoded: Tensor = out["audio"]
         target = audio[..., : decoded.shape[-1]]
-        mel = self._mel(
-            AudioSignal(decoded, config.sample_rate_hz), AudioSignal(target, config.sample_rate_hz)
-        )
+        mel = self._mel(decoded, target)
         waveform = (decoded - target).abs().mean() / target.abs().mean().clamp(min=1e-4)
         codebook, commitment = out["vq/codebook_loss"].mean(), out["vq/commitment_loss"].mean()
         total = (
@@ -141,7 +138,7 @@ class _Validation:
             crops[row, 0] = store.crop(clips[clip], 0, num_samples)
         self._audio = torch.from_numpy(crops)
         self._config = config
-        self._mel = mel_distance(config.mel_floor)
+        self._mel = MelDistance(config.sample_rate_hz, config.mel_floor)
 
     def __call__(self, codec: nn.Module) -> dict[str, float]:
         if not len(self._audio):
@@ -153,7 +150,7 @@ class _Validation:
             out = codec(audio, rate)
             decoded = out["audio"]
             target = audio[..., : decoded.shape[-1]]
-            mels.append(float(self._mel(AudioSignal(decoded, rate), AudioSignal(target, rate))))
+            mels.append(float(self._mel(decoded, target)))
             ratios.append(si_sdr(decoded[:, 0], target[:, 0]).cpu())
             codes.append(out["codes"].cpu())
         return {
