@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,6 +18,8 @@ from pydantic_core import ErrorDetails
 
 from .errors import UserError
 from .schema import Recipe
+
+SectionType = TypeVar("SectionType", bound=BaseModel)
 
 
 class RecipeError(UserError):
@@ -88,27 +90,41 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises `RecipeError` with one sentence for each fault.
     """
+    values = read_yaml(path, "recipe", "'data:' and 'model:'")
+    for override in overrides:
+        _apply_override(values, override)
+    return check_recipe(values)
+
+
+def read_yaml(path: Path, what: str, sections: str) -> dict[str, Any]:
+    """The settings in the file at `path`, unchecked; raises `RecipeError`.
+
+    `what` the file is, and which `sections` it might hold, are words for that error's sentences.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = (
             error.strerror.lower() if isinstance(error, OSError) and error.strerror else "not a text file"
         )
-        raise RecipeError([f"recipe {path} cannot be read: {reason}"]) from error
+        raise RecipeError([f"{what} {path} cannot be read: {reason}"]) from error
     values = _parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise RecipeError([f"recipe {path} must hold sections such as 'data:' and 'model:'"])
-    for override in overrides:
-        _apply_override(values, override)
-    return check_recipe(values)
+        raise RecipeError([f"{what} {path} must hold sections such as {sections}"])
+    return values
 
 
 def check_recipe(values: dict[str, Any]) -> Recipe:
     """The recipe that nested `values` describe; raises `RecipeError`."""
+    return check_section(Recipe, values)
+
+
+def check_section(section: type[SectionType], values: dict[str, Any]) -> SectionType:
+    """The `section` that nested `values` describe; raises `RecipeError`."""
     try:
-        return Recipe.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        raise RecipeError([_sentence(details) for details in error.errors()]) from error
+        raise RecipeError([_sentence(section, details) for details in error.errors()]) from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -116,6 +132,11 @@ def dump_recipe(recipe: Recipe) -> str:
     values = recipe.model_dump(mode="json")
     if values["codec"] is None:
         del values["codec"]
+    return dump_yaml(values)
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """YAML that `read_yaml` reads back."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -181,9 +202,9 @@ _EXPECTED = {
 }
 
 
-def _sentence(fault: ErrorDetails) -> str:
-    """One fault of a recipe: which key, what it is, what was expected."""
-    place = _place(fault["loc"])
+def _sentence(root: type[BaseModel], fault: ErrorDetails) -> str:
+    """One fault of the values of `root`: which key, what it is, what was expected."""
+    place = _place(root, fault["loc"])
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "value_error":
         return f"{place.key}: {context['error']}" if place.key else str(context["error"])
@@ -225,9 +246,9 @@ class _Place:
     """If the key is a section of several kinds: those."""
 
 
-def _place(location: tuple[int | str, ...]) -> _Place:
-    """Pydantic's location, in which the kind of a section follows its name, as a place in the recipe."""
-    section: type[BaseModel] = Recipe
+def _place(root: type[BaseModel], location: tuple[int | str, ...]) -> _Place:
+    """Pydantic's location, in which the kind of a section follows its name, as a place in `root`."""
+    section = root
     names: list[str] = []
     kinds: dict[str, type[BaseModel]] = {}
     below: type[BaseModel] | None = None

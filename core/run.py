@@ -8,6 +8,7 @@ lies where a stage without a marker is about to write.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -32,6 +33,11 @@ from .stages import Stage, stages_of
 
 State = Literal["done", "new", "unfinished", "outdated"]
 
+# How long the other processes of a launcher wait for the first one to begin a stage: it may have to look at
+# every file of a corpus on a slow disk, and start later than they do.
+_PATIENCE_S = 600.0
+_POLL_S = 0.2
+
 
 @dataclass(frozen=True)
 class StageState:
@@ -45,9 +51,24 @@ class StageState:
     """Everything that the stage's output depends on, as it is now."""
 
 
+def process_index() -> int:
+    """Which of the processes that a launcher has started this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def num_processes() -> int:
+    """How many processes a launcher has started on all machines; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_main_process() -> bool:
     """False in all but the first of the processes that a launcher has started."""
-    return os.environ.get("RANK", "0") == "0"
+    return process_index() == 0
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether `error` says that the disk, or this user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def stage_states(recipe: Recipe) -> list[StageState]:
@@ -75,8 +96,19 @@ def stage_states(recipe: Recipe) -> list[StageState]:
 def run_stage(recipe: Recipe, name: str, work: Callable[[Recipe], None]) -> None:
     """Do the stage `name` unless it is done: the body of every stage's program.
 
-    Raises `UserError` if the stage before it has not been done with these settings.
+    Raises `UserError` if the stage before it has not been done with these settings, and if the disk is full.
     """
+    try:
+        _run_stage(recipe, name, work)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise UserError(
+            f"{name}: the disk of {recipe.folder} is full: free some space; the same command then goes on"
+        ) from error
+
+
+def _run_stage(recipe: Recipe, name: str, work: Callable[[Recipe], None]) -> None:
     states = {state.stage.name: state for state in stage_states(recipe)}
     if name not in states:
         raise UserError(
@@ -102,11 +134,32 @@ def run_stage(recipe: Recipe, name: str, work: Callable[[Recipe], None]) -> None
             _say(f"{name}: {reason}" + (f"; what was there is kept in {kept}" if kept else ""))
         write_text(recipe.folder / "recipe.yaml", dump_recipe(recipe))
         _write_marker(recipe, current, "running", 0.0)
+    else:
+        _wait_for_first_process(recipe, current)
     start = time.monotonic()
     work(recipe)
     if is_main_process():
         # With the record from before the work: files that changed meanwhile may not have been read.
         _write_marker(recipe, current, "done", time.monotonic() - start)
+
+
+def _wait_for_first_process(recipe: Recipe, current: StageState) -> None:
+    """Wait until the first process has begun (or ended) the stage with the same record as this one.
+
+    Before that it may still move away what an outdated stage has left. Raises `UserError` if it does not
+    begin, or has found other settings or files.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while (marker := _read_marker(recipe, current.stage)) is None or marker["record"] != current.record:
+        if time.monotonic() > deadline:
+            found = "; ".join(_differences(marker["record"], current.record)) if marker else "no sign of it"
+            raise UserError(
+                f"{current.stage.name}: the first of the {num_processes()} processes has not begun within"
+                f" {_PATIENCE_S:.0f} s with what process {process_index() + 1} finds in"
+                f" {recipe.folder} ({found}): all machines must see the same files, with the same times of"
+                " change, in a shared folder"
+            )
+        time.sleep(_POLL_S)
 
 
 def stage_main(name: str, work: Callable[[Recipe], None]) -> None:

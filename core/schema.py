@@ -1,171 +1,31 @@
 """What a recipe can say: every section and setting, with its unit, default and meaning.
 
+The many kinds of corpora and codecs have files of their own, `schema_corpora.py` and `schema_codecs.py`.
+
 A recipe is data. Each class below is one section; the text under a setting becomes its description in
 `recipes/schema.json` and in error messages. This module imports no stage and no torch, so a recipe is
 checked in well under a second.
-
-Settings marked `OPERATIONAL` change how a stage runs (how often it logs, how many workers read audio) but
-not one bit of what it writes, so changing them never reruns a stage.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
+from pydantic import Field, model_validator
+
+from .schema_codecs import Codec
+from .schema_corpora import Corpus
+from .sections import (
+    NOT_BOOL,
+    OPERATIONAL,
+    Fraction,
+    Integer,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Split,
 )
-from pydantic_core import PydanticKnownError
-
-OPERATIONAL: dict[str, Any] = {"operational": True}
-
-
-def _refuse_bool(value: object) -> object:
-    # Python, and so pydantic, counts true and false as 1 and 0.
-    if isinstance(value, bool):
-        raise PydanticKnownError("float_type")
-    return value
-
-
-NOT_BOOL = BeforeValidator(_refuse_bool)  # stands last, or JSON Schema loses the limits before it
-Integer = Annotated[int, NOT_BOOL]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0), NOT_BOOL]
-PositiveInt = Annotated[int, Field(gt=0), NOT_BOOL]
-PositiveFloat = Annotated[float, Field(gt=0.0), NOT_BOOL]
-Split = Literal["train", "valid", "test"]
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values never change after loading."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
-
-
-# --- corpora
-
-
-class SynthCorpus(Section):
-    """Notes, phrases and chords synthesised from a seed; nothing is downloaded."""
-
-    kind: Literal["synth"]
-    num_clips: PositiveInt = 800
-    """Number of clips over all splits."""
-    duration_s: PositiveFloat = 2.0
-    """Length of each clip in seconds."""
-    sample_rate_hz: PositiveInt = 16000
-    """Rate at which the clips are synthesised."""
-    forms: list[Literal["note", "phrase", "chord"]] = Field(default=["note", "phrase", "chord"], min_length=1)
-    """What a clip holds: one note, a short melody, or a chord; drawn with equal probability."""
-    pitch_min: Annotated[int, Field(ge=21, le=108), NOT_BOOL] = 45
-    """Lowest MIDI pitch (also the lowest root of a chord or phrase)."""
-    pitch_max: Annotated[int, Field(ge=21, le=108), NOT_BOOL] = 76
-    """Highest MIDI pitch of a root."""
-    random_phase: bool = False
-    """Let each oscillator start anywhere in its period instead of with the note: harder to predict."""
-    seed: Integer = 0
-    """Seed of the corpus; the same seed gives the same samples on every machine."""
-
-    @model_validator(mode="after")
-    def _check_pitches(self) -> Self:
-        if self.pitch_min > self.pitch_max:
-            raise ValueError(f"pitch_min {self.pitch_min} is above pitch_max {self.pitch_max}")
-        return self
-
-
-class FolderCorpus(Section):
-    """Every wav, flac, ogg and mp3 file under a folder."""
-
-    kind: Literal["folder"]
-    root: Path
-    """The folder; searched recursively, never written to."""
-    valid_fraction: Fraction = 0.1
-    """Share of the files used for validation, chosen by a stable hash of the path below `root`."""
-    test_fraction: Fraction = 0.1
-    """Share of the files held out for scoring, chosen the same way."""
-    label_from_parent: bool = False
-    """Use the name of the folder that a file lies in as its label `folder`."""
-
-    @model_validator(mode="after")
-    def _check_fractions(self) -> Self:
-        if self.valid_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                f"valid_fraction {self.valid_fraction} and test_fraction {self.test_fraction} leave nothing"
-                " to train on: together they must be below 1"
-            )
-        return self
-
-
-class SoundFontCorpus(Section):
-    """Short random pieces rendered by `fluidsynth` from a General MIDI SoundFont."""
-
-    kind: Literal["soundfont"]
-    soundfont: Path = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
-    """The .sf2 file (Debian: package `fluid-soundfont-gm`)."""
-    num_clips: PositiveInt = 400
-    """Number of pieces over all splits."""
-    duration_s: PositiveFloat = 8.0
-    """Length of each piece in seconds."""
-    seed: Integer = 0
-    """Seed of the pieces."""
-
-
-class MixedCorpus(Section):
-    """Several corpora as one; the ids and splits of each are kept, prefixed with its position."""
-
-    kind: Literal["mixed"]
-    corpora: list[Annotated[SynthCorpus | FolderCorpus | SoundFontCorpus, Field(discriminator="kind")]] = (
-        Field(min_length=1)
-    )
-    """The corpora, in order."""
-
-
-Corpus = Annotated[SynthCorpus | FolderCorpus | SoundFontCorpus | MixedCorpus, Field(discriminator="kind")]
-
-# ----------------------------------------------------------------------------------------------- codecs
-
-
-class PocketCodec(Section):
-    """The codec that ships with Tokkata: 16 kHz mono, 50 frames/s, 8 codebooks of 1024."""
-
-    kind: Literal["pocket"]
-
-
-class EncodecCodec(Section):
-    """EnCodec (arXiv:2210.13438) in its `transformers` port."""
-
-    kind: Literal["encodec"]
-    id: str
-    """Hub id such as `facebook/encodec_32khz`, or a local folder in the hub's layout."""
-    revision: str | None = None
-    """Commit or tag on the Hub; pin it, revisions have changed numerics before."""
-    bandwidth_kbps: PositiveFloat
-    """Target bandwidth; it decides how many codebooks are used, so there is no default."""
-
-
-class DacCodec(Section):
-    """Descript Audio Codec (arXiv:2306.06546) in its `transformers` port."""
-
-    kind: Literal["dac"]
-    id: str
-    """Hub id such as `descript/dac_44khz`, or a local folder in the hub's layout."""
-    revision: str | None = None
-    """Commit or tag on the Hub; pin it, revisions have changed numerics before."""
-    num_codebooks: PositiveInt
-    """How many of the codec's codebooks to keep, coarsest first."""
-
-
-Codec = Annotated[PocketCodec | EncodecCodec | DacCodec, Field(discriminator="kind")]
 
 # ----------------------------------------------------------------------------------------------- models
 
@@ -182,7 +42,7 @@ class TransformerModel(Section):
     """Attention heads; must divide `dim`."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] = 0.0
     """Dropout on the residual branches while training."""
-    conditions: list[str] = []
+    conditions: list[str] = Field(default=[])
     """Label columns of the corpus that the model is told, such as `pitch`."""
     condition_dropout: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] = 0.1
     """Probability, drawn for each clip alone, that its labels are hidden (for classifier-free guidance)."""
@@ -205,7 +65,7 @@ class DacModel(Section):
     """Sample rate of the audio."""
     encoder_dim: PositiveInt = 16
     """Channels after the first convolution; doubled at each stride."""
-    encoder_rates: list[PositiveInt] = [5, 4, 4, 4]
+    encoder_rates: list[PositiveInt] = Field(default=[5, 4, 4, 4])
     """Strides of the encoder, mirrored by the decoder; their product is the hop length in samples."""
     decoder_dim: PositiveInt = 256
     """Channels before the first upsampling; halved at each stride."""
@@ -238,6 +98,12 @@ class DacModel(Section):
 Model = Annotated[TransformerModel | DacModel, Field(discriminator="kind")]
 
 # ------------------------------------------------------------------------------- training and what follows
+
+EMBEDDING_PATTERN = (
+    r"^(pocket|logmel|vggish(-google)?|clap(-music|-general)?|mert|encodec(-32khz|-48khz)?"
+    r"|dac(-24khz|-16khz)?|(clap|codec):.+|(mert|w2v2):[^#]+(#[0-9]+)?)$"
+)
+"""The names that `tokkata.eval.embedding.load_embedding` takes, checked before any stage starts."""
 
 
 class Train(Section):
@@ -281,8 +147,48 @@ class Train(Section):
     """How many of the newest checkpoints stay on disk."""
 
 
+class Audio(Section):
+    """What is done to the audio of the corpus before anything else sees it; what was done is stored with
+    each clip."""
+
+    channels: Literal[1, 2] | None = None
+    """Mix to this many channels; null: as many as the codec has."""
+    loudness_lufs: Annotated[float, Field(ge=-70.0, le=0.0), NOT_BOOL] | None = None
+    """Scale each clip to this integrated loudness (ITU-R BS.1770-4); null: leave it as it is. A clip whose
+    peaks would go beyond full scale is scaled to a peak of 1 instead."""
+    trim_silence_db: Annotated[float, Field(gt=0.0), NOT_BOOL] | None = None
+    """Cut off the beginning and the end of a clip where it stays this many dB below its peak; null: keep
+    all."""
+    min_duration_s: PositiveFloat | None = None
+    """Reject clips that are shorter than this (after trimming); null: only those below 0.05 s."""
+    max_duration_s: PositiveFloat | None = None
+    """Cut clips off after this many seconds (after trimming); null: keep all."""
+
+    @model_validator(mode="after")
+    def _check_durations(self) -> Self:
+        if self.min_duration_s and self.max_duration_s and self.min_duration_s > self.max_duration_s:
+            raise ValueError(
+                f"min_duration_s {self.min_duration_s} is above max_duration_s {self.max_duration_s}"
+            )
+        return self
+
+
 class Tokenize(Section):
-    """Audio to tokens."""
+    """Audio to tokens or latents."""
+
+    store: Literal["codes", "latents", "projected_latents"] = "codes"
+    """What is stored of each clip: the codec's discrete codes; its continuous latents (the encoder's output,
+    for a VAE the posterior's mean and scale); or DAC's latents projected into its codebooks' space."""
+    window_s: PositiveFloat = 20.0
+    """Longer clips are encoded in windows of this length, in constant memory. For convolutional codecs the
+    codes do not depend on it; for the others it is recorded in codec.json."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the encoder. bf16 is faster and changes some codes; `tokkata tokens` tells which was
+    used."""
+    batch_windows: PositiveInt = 8
+    """Windows of equal length that are encoded at once."""
+    num_readers: PositiveInt = Field(default=2, json_schema_extra=OPERATIONAL)
+    """Threads that read and resample audio ahead of the codec, in each process."""
 
     shard_clips: PositiveInt = 256
     """Clips in one file of the store; a killed run redoes at most one such file."""
@@ -318,14 +224,22 @@ class Generate(Section):
 class Eval(Section):
     """Scores of the generated clips against held-out audio."""
 
-    embedding: Literal["pocket"] = "pocket"
-    """Network whose activations the Fréchet distance compares: the pocket codec's encoder."""
+    embedding: Annotated[str, Field(pattern=EMBEDDING_PATTERN)] = "pocket"
+    """What the Fréchet distance compares: `pocket` (the pocket codec's encoder) and `logmel` need no
+    download; `vggish`, `vggish-google`, `clap`, `clap-music`, `clap-general`, `mert`, `encodec`,
+    `encodec-32khz`, `encodec-48khz`, `dac`, `dac-24khz`, `dac-16khz`; or `clap:ID`, `mert:ID`, `w2v2:ID` and
+    `codec:ID` with a hub id or a folder, the middle two with a layer: `w2v2:facebook/wav2vec2-base#6`."""
     reference: Split = "test"
     """Split of real audio that everything is compared with."""
     max_clips: PositiveInt = 256
     """At most this many clips of each set are scored."""
     num_players: PositiveInt = 8
     """Clips of each set that the report shows and plays."""
+    copies: bool = True
+    """Also look for copies of training clips among the generated ones."""
+    copies_max_h: PositiveFloat | None = 100.0
+    """Hours of training audio, chosen at random, that generated clips are compared with by sound; null: all.
+    Their tokens are compared with all training tokens in any case."""
     seed: Integer = 0
     """Seed of the noise baseline, of the choice of clips and of FAD-infinity's subsets."""
 
@@ -338,7 +252,9 @@ class Recipe(Section):
     runs_dir: Path = Field(default=Path("runs"), json_schema_extra=OPERATIONAL)
     """Where run folders are made."""
     data: Corpus
-    """The audio."""
+    """Where the audio comes from."""
+    audio: Audio = Audio()
+    """What is done to it first."""
     codec: Codec | None = None
     """The codec that turns audio into tokens; token models need one."""
     tokenize: Tokenize = Tokenize()

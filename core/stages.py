@@ -25,7 +25,9 @@ class Stage:
 
 
 TOKEN_MODEL_STAGES = (
-    Stage("tokenize", "tokkata.tokenize.encode", "tokenize", ("data", "codec", "tokenize"), ("tokens",)),
+    Stage(
+        "tokenize", "tokkata.tokenize.encode", "tokenize", ("data", "audio", "codec", "tokenize"), ("tokens",)
+    ),
     Stage(
         "train",
         "tokkata.lm.train",
@@ -39,10 +41,16 @@ TOKEN_MODEL_STAGES = (
 )
 
 CODEC_STAGES = (
-    Stage("prepare", "tokkata.tokenize.prepare", "prepare", ("data", "model.sample_rate_hz"), ("audio",)),
+    Stage(
+        "prepare",
+        "tokkata.tokenize.training.prepare",
+        "prepare",
+        ("data", "audio", "model.sample_rate_hz"),
+        ("audio",),
+    ),
     Stage(
         "train",
-        "tokkata.tokenize.train_codec",
+        "tokkata.tokenize.training.train_codec",
         "train_codec",
         ("model", "train"),
         ("checkpoints", "model", "logs"),

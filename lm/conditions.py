@@ -31,7 +31,8 @@ class LabelVocabulary:
     def from_rows(cls, names: Sequence[str], rows: Sequence[Mapping[str, Label]]) -> Self:
         """The sorted values of the labels `names` in `rows` (one mapping a clip).
 
-        Raises `UserError` for a label that the rows do not have, or whose values mix numbers and text.
+        Raises `UserError` for a label that the rows do not have, whose values mix numbers and text, or are
+        fractions or tags.
         """
         values: dict[str, Sequence[Label]] = {}
         for name in names:
@@ -39,6 +40,13 @@ class LabelVocabulary:
             if missing is not None or not rows:
                 known = _listed(sorted(missing)) if missing else "nothing"
                 raise UserError(f"the clips have no label {name!r}: they have {known}")
+            other = next((row[name] for row in rows if not isinstance(row[name], int | str)), None)
+            if other is not None:
+                kind = "fractions" if isinstance(other, float) else "any number of tags a clip"
+                raise UserError(
+                    f"label {name!r} has {kind}: a model can be told labels that are one whole number or one"
+                    " name a clip"
+                )
             found = {row[name] for row in rows}
             numbers = sorted(value for value in found if isinstance(value, int))
             texts = sorted(value for value in found if isinstance(value, str))

@@ -26,7 +26,7 @@ from ..core.files import atomic_folder, write_jsonl
 from ..core.progress import progress_bar
 from ..core.run import stage_main
 from ..core.schema import Generate, Recipe
-from ..tokenize.codec import Codec, load_codec_from_config
+from ..tokenize.codec import Codec, load_codec_from_info
 from ..tokenize.corpus import Label
 from ..tokenize.store import TokenSplit, TokenStore
 from .generate import generate
@@ -45,12 +45,10 @@ class Request:
 
 def sample(recipe: Recipe) -> None:
     """Write `samples/`."""
-    assert recipe.codec is not None
     config = recipe.generate
     device = best_device()
-    codec = load_codec_from_config(recipe.codec, device)
     store = TokenStore(recipe.folder / "tokens")
-    codec.info.check_matches(store.info, f"tokens of run {recipe.name}")
+    codec = load_codec_from_info(store.info, device)
     lm = TransformerLM.from_pretrained(recipe.folder / "model").to(device)
     requests = choose_requests(store.split(config.labels_from), lm, config)
     with atomic_folder(recipe.folder / "samples") as partial:

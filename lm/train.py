@@ -61,6 +61,7 @@ def train_lm(recipe: Recipe) -> None:
     config, model = recipe.train, recipe.model
     assert isinstance(model, TransformerModel)
     store = TokenStore(recipe.folder / "tokens")
+    store.require("codes", "a language model")
     split = store.split("train")
     if not len(split):
         raise UserError(

@@ -30,7 +30,7 @@ def tiny_codec(tiny_dac, tmp_path_factory):
     import torch
 
     from tokkata.core.schema import DacModel
-    from tokkata.tokenize.codec_dac import build_original, save_dac
+    from tokkata.tokenize.families.codec_dac import build_original, save_dac
 
     folder = tmp_path_factory.mktemp("codec")
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""A corpus: a list of clips with labels, whose audio is read one clip at a time.
+"""A corpus: a list of clips with labels, and where the audio of each is.
 
 Shapes: C channels, N samples.
 """
@@ -11,9 +11,16 @@ from typing import Protocol
 
 import numpy as np
 
-from ..core.schema import Split
+from ..core.audio import AudioSource
+from ..core.audio_stream import AS_IT_IS, open_audio
+from ..core.schema import Audio
+from ..core.sections import Split
 
-Label = int | str
+Label = int | float | str | tuple[str, ...]
+"""A number, a name, or any number of tags."""
+
+LabelTypes = Mapping[str, type[int] | type[float] | type[str] | type[tuple]]  # type: ignore[type-arg]
+"""The label columns of a corpus; `tuple` stands for tags."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +47,29 @@ class ClipAudio:
 
 
 class Corpus(Protocol):
-    """Audio with labels. `tokenize/folder.py` is the shortest example."""
+    """Audio with labels. `tokenize/corpora/folder.py` is a short example."""
 
-    label_types: Mapping[str, type[int] | type[str]]
+    label_types: LabelTypes
     """The label columns that every clip has."""
 
     def clips(self) -> Sequence[Clip]:
         """All clips, sorted by id, without reading audio; raises `UserError` if there are none."""
         ...
 
-    def read(self, clip: Clip, sample_rate: int, channels: int) -> ClipAudio:
-        """The audio of `clip` at `sample_rate` Hz, mixed to `channels`; raises `AudioError` if unusable."""
+    def audio(self, clip: Clip) -> AudioSource:
+        """Where the samples of `clip` are: a file, the bytes of one, or an array. Nothing is decoded here.
+
+        Several threads call this at once. Raises `AudioError` if they cannot be had.
+        """
         ...
+
+
+def read_clip(
+    corpus: Corpus, clip: Clip, sample_rate: int, channels: int, settings: Audio = AS_IT_IS
+) -> ClipAudio:
+    """The whole audio of `clip` at `sample_rate` Hz with `channels`, prepared as `settings` say.
+
+    Raises `AudioError` if it is unusable.
+    """
+    stream = open_audio(corpus.audio(clip), sample_rate, channels, settings)
+    return ClipAudio(stream.read(), stream.sha256)

@@ -72,15 +72,20 @@ class CodebookUse:
     """Σ entropy / (K · log2 V): the share of the bitrate that carries information."""
 
 
-def codebook_efficiency(codes: Tensor, codebook_size: int) -> CodebookUse:
-    """Entropy and use of each codebook over codes `[B, K, T]`.
+def codebook_use(counts: Tensor) -> CodebookUse:
+    """Entropy and use of each codebook from how often each entry occurs, `[K, V]`.
 
     Entropies of few codes are too low: with n codes, at most log2 n bits can be seen.
     """
-    entropies, used = [], []
-    for k in range(codes.shape[1]):
-        counts = torch.bincount(codes[:, k].flatten(), minlength=codebook_size).double()
-        share = counts[counts > 0] / counts.sum()
-        entropies.append(float(-(share * share.log2()).sum()))
-        used.append(int((counts > 0).sum()))
-    return CodebookUse(entropies, used, sum(entropies) / (len(entropies) * math.log2(codebook_size)))
+    num_codebooks, codebook_size = counts.shape
+    share = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
+    entropies = (-torch.xlogy(share, share).sum(1) / math.log(2)).tolist()
+    efficiency = sum(entropies) / (num_codebooks * math.log2(codebook_size))
+    return CodebookUse(entropies, (counts > 0).sum(1).tolist(), efficiency)
+
+
+def codebook_efficiency(codes: Tensor, codebook_size: int) -> CodebookUse:
+    """`codebook_use` of codes `[B, K, T]`."""
+    return codebook_use(
+        torch.stack([torch.bincount(of_one.flatten(), minlength=codebook_size) for of_one in codes.unbind(1)])
+    )

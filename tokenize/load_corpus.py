@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from ..core import schema
+from ..core import schema_corpora as schema
+from .corpora.folder import Folder
+from .corpora.gtzan import Gtzan
+from .corpora.hub_dataset import HubDataset
+from .corpora.maestro import Maestro
+from .corpora.magnatagatune import MagnaTagATune
+from .corpora.mixed import Mixed
+from .corpora.musicnet import MusicNet
+from .corpora.nsynth import NSynth
+from .corpora.soundfont import SoundFont
+from .corpora.synth import Synth
+from .corpora.web_dataset import WebDataset
 from .corpus import Corpus
-from .folder import Folder
-from .mixed import Mixed
-from .soundfont import SoundFont
-from .synth import Synth
 
 
 def load_corpus(config: schema.Corpus) -> Corpus:
@@ -17,7 +24,21 @@ def load_corpus(config: schema.Corpus) -> Corpus:
             return Synth(config)
         case schema.FolderCorpus():
             return Folder(config)
+        case schema.HubDatasetCorpus():
+            return HubDataset(config)
+        case schema.WebDatasetCorpus():
+            return WebDataset(config)
         case schema.SoundFontCorpus():
             return SoundFont(config)
+        case schema.NSynthCorpus():
+            return NSynth(config)
+        case schema.GtzanCorpus():
+            return Gtzan(config)
+        case schema.MusicNetCorpus():
+            return MusicNet(config)
+        case schema.MaestroCorpus():
+            return Maestro(config)
+        case schema.MagnaTagATuneCorpus():
+            return MagnaTagATune(config)
         case schema.MixedCorpus():
             return Mixed([load_corpus(member) for member in config.corpora])

@@ -1,152 +1,53 @@
 """The token store: a Hugging Face dataset on disk, one row a clip, that is memory-mapped when read.
 
     tokens/
-      data-00000-of-00004.arrow …   rows, in the order of the corpus
-      codec.json                    which codec made them
+      data-00000-of-00004.arrow …   rows, in the order of the clips' ids
+      codec.json                    which codec made them, and how
+      origin.json                   where the audio comes from, and on what terms
       rejects.jsonl                 clips that could not be used, each with its reason
+      shards.json                   sha256 of each of those files
       dataset_info.json state.json  so that `datasets.load_from_disk` reads the folder as it stands
 
-Codes are stored frame-major, `[T · K]` uint16, so that a crop in time is one contiguous slice. They are raw:
-no pattern, no special token.
+Codes are stored frame-major, `[T · K]` uint16, so that a crop in time is one contiguous slice; latents alike,
+`[T · D]` float32. Codes are raw: no pattern, no special token. A row also says where its audio came from and
+what was done to it.
 
-Shapes: K codebooks, T frames.
+Shapes: K codebooks, T frames, D latent width, S segments with a gain each.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
 from pathlib import Path
+from typing import Literal
 
 import datasets
 import numpy as np
-from datasets.arrow_writer import ArrowWriter
 
 from ..core.errors import UserError
-from ..core.files import PARTIAL_PREFIX, atomic_file, read_jsonl, write_json, write_jsonl
-from ..core.schema import Split
+from ..core.files import read_jsonl
+from ..core.sections import Split
 from .codec import CodecInfo
 from .corpus import Label
+from .store_writer import CODEC, FACTS, FINISHED, MANIFEST, REJECTS, Reject, TokenRow, TokenWriter
 
-_REJECTS = "rejects.jsonl"
+__all__ = ["Reject", "TokenRow", "TokenSplit", "TokenStore", "TokenWriter", "read_manifest", "read_rejects"]
 
-
-@dataclass(frozen=True)
-class TokenRow:
-    """One clip in the store."""
-
-    id: str
-    split: Split
-    codes: np.ndarray  # [K, T]
-    num_samples: int
-    source: str
-    sha256: str
-    labels: Mapping[str, Label]
-    caption: str | None
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A clip that could not be used."""
-
-    id: str
-    source: str
-    reason: str
-
-
-class TokenWriter:
-    """Writes a store shard by shard; a shard that is there is finished, so that is all a resume needs."""
-
-    def __init__(
-        self, folder: Path, info: CodecInfo, label_types: Mapping[str, type[int] | type[str]], num_shards: int
-    ) -> None:
-        self._folder = folder
-        self._num_shards = num_shards
-        self._features = _features(label_types)
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(PARTIAL_PREFIX + "*"):
-            leftover.unlink()
-        info.write(folder / "codec.json")
-
-    def _shard(self, number: int) -> Path:
-        return self._folder / f"data-{number:05d}-of-{self._num_shards:05d}.arrow"
-
-    def _shard_rejects(self, number: int) -> Path:
-        return self._folder / f"rejects-{number:05d}.jsonl"
-
-    def has(self, number: int) -> bool:
-        """Whether shard `number` has been written."""
-        return self._shard(number).exists()
-
-    def write(self, number: int, rows: Sequence[TokenRow], rejects: Sequence[Reject]) -> None:
-        """Write shard `number`, and the rejects met on the way; either both or neither is taken as done."""
-        write_jsonl(self._shard_rejects(number), [vars(reject) for reject in rejects])
-        with atomic_file(self._shard(number)) as partial:
-            writer = ArrowWriter(path=str(partial), features=self._features)
-            for row in rows:
-                writer.write(
-                    {
-                        "id": row.id,
-                        "split": row.split,
-                        "codes": np.ascontiguousarray(row.codes.T, dtype=np.uint16).reshape(-1),
-                        "num_frames": row.codes.shape[1],
-                        "num_samples": row.num_samples,
-                        "source": row.source,
-                        "sha256": row.sha256,
-                        "caption": row.caption,
-                        **row.labels,
-                    }
-                )
-            writer.finalize()
-
-    def finish(self) -> list[Reject]:
-        """Make the folder a dataset once every shard is there; returns all rejects."""
-        shards = [self._shard(i) for i in range(self._num_shards)]
-        parts = [self._shard_rejects(i) for i in range(self._num_shards)]
-        rejects = [row for part in parts if part.exists() for row in read_jsonl(part)]
-        if not (self._folder / _REJECTS).exists():
-            write_jsonl(self._folder / _REJECTS, rejects)
-        for part in parts:
-            part.unlink(missing_ok=True)
-        datasets.DatasetInfo(features=self._features).write_to_directory(str(self._folder))
-        digest = hashlib.sha256("".join(shard.name for shard in shards).encode())
-        write_json(
-            self._folder / "state.json",
-            {
-                "_data_files": [{"filename": shard.name} for shard in shards],
-                "_fingerprint": digest.hexdigest()[:16],
-                "_format_columns": None,
-                "_format_kwargs": {},
-                "_format_type": None,
-                "_output_all_columns": False,
-                "_split": None,
-            },
-        )
-        return read_rejects(self._folder)
+_NO_LABELS = {
+    "id", "split", "codes", "latents", "latents_scale", "gains", "num_frames", "num_samples", "source",
+    "sha256", "caption", *FACTS,
+}  # fmt: skip
 
 
 def read_rejects(folder: Path) -> list[Reject]:
     """The clips that the store in `folder` could not use."""
-    return [Reject(**row) for row in read_jsonl(folder / _REJECTS)]
+    return [Reject(**row) for row in read_jsonl(folder / REJECTS)]
 
 
-def _features(label_types: Mapping[str, type[int] | type[str]]) -> datasets.Features:
-    columns = {
-        "id": datasets.Value("string"),
-        "split": datasets.Value("string"),
-        "codes": datasets.List(datasets.Value("uint16")),
-        "num_frames": datasets.Value("int64"),
-        "num_samples": datasets.Value("int64"),
-        "source": datasets.Value("string"),
-        "sha256": datasets.Value("string"),
-        "caption": datasets.Value("string"),
-    }
-    clashes = sorted(columns.keys() & label_types.keys())
-    if clashes:
-        raise ValueError(f"labels cannot be named like columns of the store: {clashes}")
-    labels = {name: datasets.Value("int64" if t is int else "string") for name, t in label_types.items()}
-    return datasets.Features(columns | labels)
+def read_manifest(folder: Path) -> dict[str, str]:
+    """The sha256 that each file of the store in `folder` had when it was written, by name."""
+    manifest: dict[str, str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return manifest
 
 
 class TokenStore:
@@ -154,15 +55,44 @@ class TokenStore:
 
     def __init__(self, folder: Path) -> None:
         """Raises `UserError` if `folder` holds no finished store."""
-        if not (folder / "state.json").exists():
+        if not (folder / FINISHED).exists():
             raise UserError(f"{folder} holds no finished token store: run the stage tokenize first")
-        self.info = CodecInfo.read(folder / "codec.json")
+        self.folder = folder
+        self.info = CodecInfo.read(folder / CODEC)
         self.dataset = datasets.load_from_disk(str(folder))
+
+    def require(self, what: Literal["codes", "latents"], reader: str) -> None:
+        """Raise `UserError` unless the store holds `what`, which `reader` (for people) needs."""
+        holds = "latents" if self.info.latents else "codes"
+        if holds != what:
+            raise UserError(
+                f"{reader} needs {what}, but {self.folder} holds {holds}: set tokenize.store to '{what}'"
+            )
 
     def split(self, name: Split) -> TokenSplit:
         """The clips of one split; it may be empty."""
         wanted = np.asarray(self.dataset["split"][:]) == name
         return TokenSplit(self, name, np.flatnonzero(wanted))
+
+
+class _FlatColumn:
+    """The values of one list column: views into the mapped files; nothing is copied before a crop."""
+
+    def __init__(self, store: TokenStore, name: str) -> None:
+        chunks = store.dataset.data.column(name).chunks
+        self._values = [chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks]
+        offsets = [np.asarray(chunk.offsets).astype(np.int64) for chunk in chunks]
+        self._begin = np.concatenate([*(found[:-1] for found in offsets), np.empty(0, np.int64)])
+        self._stop = np.concatenate([*(found[1:] for found in offsets), np.empty(0, np.int64)])
+        self._chunk = np.repeat(np.arange(len(chunks)), [len(chunk) for chunk in chunks])
+
+    def row(self, row: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Values `start` to `stop` of a row, as a view."""
+        begin, end = self._begin[row], self._stop[row]
+        values: np.ndarray = self._values[self._chunk[row]][
+            begin + start : end if stop is None else min(end, begin + stop)
+        ]
+        return values
 
 
 class TokenSplit:
@@ -173,33 +103,51 @@ class TokenSplit:
         self._store = store
         self._rows = rows
         self.num_frames = np.asarray(store.dataset["num_frames"][:], dtype=np.int64)[rows]  # one a clip
-        # Views into the mapped files: a crop is read from there, and nothing is copied before it.
-        chunks = store.dataset.data.column("codes").chunks
-        self._codes = [chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks]
-        begins = [np.asarray(chunk.offsets)[:-1] for chunk in chunks]
-        self._begin = np.concatenate([*begins, np.empty(0, np.int64)])[rows].astype(np.int64)
-        chunk_of_row = np.repeat(np.arange(len(chunks)), [len(chunk) for chunk in chunks])
-        self._chunk = chunk_of_row[rows]
+        self.num_samples = np.asarray(store.dataset["num_samples"][:], dtype=np.int64)[rows]
+        self._columns = {
+            column: _FlatColumn(store, column)
+            for column in ("codes", "latents", "latents_scale", "gains")
+            if column in store.dataset.column_names
+        }
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def column(self, name: str) -> list[Label]:
-        """The values of one column; raises `UserError` if there is none of that name."""
+        """The values of one column, tags as tuples; raises `UserError` if there is none of that name."""
         if name not in self._store.dataset.column_names:
-            fixed = ("id", "split", "codes", "num_frames", "num_samples", "source", "sha256", "caption")
-            labels = [c for c in self._store.dataset.column_names if c not in fixed]
+            labels = [column for column in self._store.dataset.column_names if column not in _NO_LABELS]
             raise UserError(f"the tokens have no label '{name}': they have {', '.join(labels) or 'none'}")
         values = self._store.dataset[name][:]
-        return [values[row] for row in self._rows]
+        return [tuple(v) if isinstance(v := values[row], list) else v for row in self._rows]
 
     def codes(self, clip: int, start: int = 0, num_frames: int | None = None) -> np.ndarray:
-        """Codes `[K, T]`, int64, of `num_frames` frames (fewer at the clip's end) from frame `start`."""
-        k = self._store.info.num_codebooks
-        stop = int(self.num_frames[clip])
-        if num_frames is not None:
-            stop = min(stop, start + num_frames)
-        begin = self._begin[clip]
-        flat = self._codes[self._chunk[clip]][begin + start * k : begin + stop * k]
-        codes: np.ndarray = flat.reshape(-1, k).T.astype(np.int64)
-        return codes
+        """Codes `[K, T]`, int64, of `num_frames` frames (fewer at the clip's end) from frame `start`.
+
+        Raises `UserError` if the store holds latents.
+        """
+        self._store.require("codes", "what reads codes")
+        return self._crop("codes", self._store.info.num_codebooks, clip, start, num_frames).astype(np.int64)
+
+    def latents(self, clip: int, start: int = 0, num_frames: int | None = None) -> np.ndarray:
+        """Latents `[D, T]`, float32, of `num_frames` frames (fewer at the clip's end) from frame `start`.
+
+        For a VAE these are the posterior's mean. Raises `UserError` if the store holds codes.
+        """
+        self._store.require("latents", "what reads latents")
+        return self._crop("latents", self._store.info.latent_dim, clip, start, num_frames).copy()
+
+    def latents_scale(self, clip: int, start: int = 0, num_frames: int | None = None) -> np.ndarray | None:
+        """The posterior's scale, `[D, T]` like `latents`; None if the codec is no VAE."""
+        if "latents_scale" not in self._columns:
+            return None
+        return self._crop("latents_scale", self._store.info.latent_dim, clip, start, num_frames).copy()
+
+    def gains(self, clip: int) -> np.ndarray | None:
+        """The gains `[S]` of all the clip's segments, float32; None if the codec has no gains."""
+        return self._columns["gains"].row(self._rows[clip]).copy() if "gains" in self._columns else None
+
+    def _crop(self, column: str, width: int, clip: int, start: int, num_frames: int | None) -> np.ndarray:
+        stop = None if num_frames is None else (start + num_frames) * width
+        flat = self._columns[column].row(self._rows[clip], start * width, stop)
+        return flat.reshape(-1, width).T

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tokkata.core import schema
+from tokkata.core import schema_corpora
 from tokkata.core.errors import UserError
 from tokkata.core.recipe import RecipeError, check_recipe, dump_recipe, load_recipe
 from tokkata.core.schema_file import schema_json
+from tokkata.core.sections import Section
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -68,7 +69,7 @@ def test_values_and_defaults(recipe_file):
     recipe = load_recipe(recipe_file)
     assert recipe.train.lr == 1e-3
     assert recipe.train.batch_size == 16
-    assert recipe.data == schema.SynthCorpus(kind="synth", num_clips=8)
+    assert recipe.data == schema_corpora.SynthCorpus(kind="synth", num_clips=8)
     assert recipe.folder == Path("runs/tiny")
 
 
@@ -85,7 +86,7 @@ def test_overrides_win_over_the_file_and_make_sections(recipe_file):
 def test_overrides_reach_into_lists(mixed_file):
     recipe = load_recipe(mixed_file, ["data.corpora.0.num_clips=3", "data.corpora.1={kind: synth, seed: 5}"])
     assert recipe.data.corpora[0].num_clips == 3
-    assert recipe.data.corpora[1] == schema.SynthCorpus(kind="synth", seed=5)
+    assert recipe.data.corpora[1] == schema_corpora.SynthCorpus(kind="synth", seed=5)
 
 
 def test_an_override_can_fill_an_empty_section(tmp_path):
@@ -108,7 +109,7 @@ def test_anchors_and_merges(tmp_path):
     path = tmp_path / "recipe.yaml"
     text = MIXED.replace("{kind: synth}", "&one {kind: synth, num_clips: 3}")
     path.write_text(text.replace("- {kind: folder, root: music}", "- {<<: *one, seed: 7}"))
-    assert load_recipe(path).data.corpora[1] == schema.SynthCorpus(kind="synth", num_clips=3, seed=7)
+    assert load_recipe(path).data.corpora[1] == schema_corpora.SynthCorpus(kind="synth", num_clips=3, seed=7)
 
 
 def test_a_recipe_does_not_change_after_loading(recipe_file):
@@ -128,11 +129,12 @@ def test_a_recipe_does_not_change_after_loading(recipe_file):
         ),
         ("data.num_clip=3", "unknown key 'data.num_clip', did you mean 'data.num_clips'?"),
         ("model.num_head=3", "unknown key 'model.num_head', did you mean 'model.num_heads'?"),
-        ("codec.num_codebooks=3", "unknown key 'codec.num_codebooks': known here are kind"),
+        ("codec.num_codebooks=3", "unknown key 'codec.num_codebooks': known here are kind, stereo"),
         ("evla.seed=3", "unknown key 'evla', did you mean 'eval'?"),
         (
-            "tokenize.x=3",
-            "unknown key 'tokenize.x': known here are shard_clips",
+            "audio.x=3",
+            "unknown key 'audio.x': known here are channels, loudness_lufs, trim_silence_db,"
+            " min_duration_s, max_duration_s",
         ),
         ("train.lr=fast", "'train.lr' cannot be 'fast': a number is expected"),
         ("train.lr=true", "'train.lr' cannot be true: a number is expected"),
@@ -151,7 +153,11 @@ def test_a_recipe_does_not_change_after_loading(recipe_file):
         ("train=", "'train' cannot be null: a section is expected"),
         ("data=synth", "'data' cannot be 'synth': a section is expected"),
         ("data.kind=synht", "'data.kind' cannot be 'synht', did you mean 'synth'?"),
-        ("codec.kind=mp3", "'codec.kind' cannot be 'mp3': 'pocket', 'encodec' or 'dac' is expected"),
+        (
+            "codec.kind=mp3",
+            "'codec.kind' cannot be 'mp3': 'pocket', 'encodec', 'dac', 'encodec_original', 'dac_original',"
+            " 'mimi', 'xcodec', 'oobleck', 'mulaw' or 'linear' is expected",
+        ),
         ("model={dim: 3}", "'model.kind' is missing: 'transformer' or 'dac' is expected"),
         ("data.forms=[]", "'data.forms' cannot be []: a list of 1 or more is expected"),
         ("data.forms=[note, chords]", "'data.forms.1' cannot be 'chords', did you mean 'chord'?"),
@@ -182,6 +188,12 @@ def test_faults(recipe_file, override, sentence):
     assert faults(recipe_file, override) == [sentence]
 
 
+CORPORA = (
+    "'synth', 'folder', 'hub_dataset', 'webdataset', 'soundfont', 'nsynth', 'gtzan', 'musicnet', 'maestro' or"
+    " 'magnatagatune'"
+)
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
@@ -194,12 +206,12 @@ def test_faults(recipe_file, override, sentence):
         ("data.corpora.1={kind: folder}", "'data.corpora.1.root' is missing"),
         (
             "data.corpora.1={root: x}",
-            "'data.corpora.1.kind' is missing: 'synth', 'folder' or 'soundfont' is expected",
+            f"'data.corpora.1.kind' is missing: {CORPORA} is expected",
         ),
         ("data.corpora.0=synth", "'data.corpora.0' cannot be 'synth': a section is expected"),
         (
             "data.corpora.0.kind=mixed",
-            "'data.corpora.0.kind' cannot be 'mixed': 'synth', 'folder' or 'soundfont' is expected",
+            f"'data.corpora.0.kind' cannot be 'mixed': {CORPORA} is expected",
         ),
         (
             "codec={kind: pocket}",
@@ -215,8 +227,8 @@ def test_each_of_several_faults_gets_a_line(recipe_file):
     overrides = ["train.lr=fast", "modle={}", "data.kind=folder", "train.warmup=3"]
     assert faults(recipe_file, *overrides) == [
         "'data.root' is missing",
-        "unknown key 'data.num_clips': known here are"
-        " kind, root, valid_fraction, test_fraction, label_from_parent",
+        "unknown key 'data.num_clips': known here are kind, labels, caption, group_by, valid_fraction,"
+        " test_fraction, root, label_from_parent, metadata, allow_unlisted",
         "'train.lr' cannot be 'fast': a number is expected",
         "unknown key 'train.warmup', did you mean 'train.warmup_steps'?",
         "unknown key 'modle', did you mean 'model'?",
@@ -296,7 +308,7 @@ def test_recipe_faults_are_user_errors():
 # --- every section
 
 
-def sections(of=schema.Section):
+def sections(of=Section):
     found = of.__subclasses__()
     return found + [section for child in found for section in sections(child)]
 

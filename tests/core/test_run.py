@@ -1,5 +1,6 @@
 """The run folder: what runs, what is skipped, what runs again and why, and that nothing is lost."""
 
+import errno
 import json
 import os
 import signal
@@ -308,9 +309,80 @@ def test_an_unknown_stage(run):
     )
 
 
+# --- many processes
+
+
 def test_only_the_first_process_writes(run, monkeypatch, capsys):
+    """The others work while it does, and neither archive nor mark anything."""
+
+    def second():
+        before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+        capsys.readouterr()
+        monkeypatch.setenv("RANK", "1")
+        run_stage(run.recipe, "tokenize", lambda recipe: run.worked.append("second"))
+        monkeypatch.setenv("RANK", "0")
+        assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
+        assert capsys.readouterr().err == ""
+
+    run.work("tokenize", meanwhile=second)
+    assert run.worked == ["tokenize", "second"]
+
+
+def test_the_others_wait_until_the_first_has_moved_away_what_is_outdated(done, monkeypatch):
+    """A second process that comes first must not write into a folder that is about to be moved."""
+    done.set("tokenize.shard_clips", 3)
+    done.worked.clear()
+
+    def first_begins(_):
+        monkeypatch.setattr("tokkata.core.run.time.sleep", lambda _: pytest.fail("waited on"))
+        monkeypatch.setenv("RANK", "0")
+        assert not (done.folder / "old").exists()
+        with pytest.raises(KeyboardInterrupt):
+            done.work("tokenize", meanwhile=interrupt)
+        assert (done.folder / "old" / "001-tokenize" / "tokens").is_dir()
+        monkeypatch.setenv("RANK", "1")
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tokkata.core.run.time.sleep", first_begins)
     monkeypatch.setenv("RANK", "1")
-    run_stage(run.recipe, "tokenize", lambda recipe: run.worked.append("tokenize"))
-    assert run.worked == ["tokenize"]
-    assert not run.folder.exists()
-    assert capsys.readouterr().err == ""
+    run_stage(done.recipe, "tokenize", lambda recipe: done.worked.append("second"))
+    assert done.worked == ["tokenize", "second"]
+
+
+def test_a_first_process_that_never_begins(done, monkeypatch):
+    done.set("tokenize.shard_clips", 3)
+    monkeypatch.setattr("tokkata.core.run._PATIENCE_S", 0.0)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError) as caught:
+        done.work("tokenize")
+    assert str(caught.value) == (
+        "tokenize: the first of the 4 processes has not begun within 0 s with what process 2 finds in"
+        f" {done.folder} (tokenize.shard_clips was 256 and is 3): all machines must see the same files, with"
+        " the same times of change, in a shared folder"
+    )
+
+
+# --- a full disk
+
+
+def test_a_full_disk_is_one_sentence(run):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError) as caught:
+        run.work("tokenize", meanwhile=full)
+    assert str(caught.value) == (
+        f"tokenize: the disk of {run.folder} is full: free some space; the same command then goes on"
+    )
+    assert run.states()["tokenize"] == ("unfinished", "was interrupted")
+
+
+def test_other_faults_of_the_disk_are_not_called_full(run):
+    def broken():
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        run.work("tokenize", meanwhile=broken)

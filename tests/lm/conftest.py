@@ -52,7 +52,7 @@ class ToldCodec:
 @pytest.fixture
 def told_codec(monkeypatch):
     codec = ToldCodec()
-    monkeypatch.setattr("tokkata.lm.sample.load_codec_from_config", lambda *_: codec)
+    monkeypatch.setattr("tokkata.lm.sample.load_codec_from_info", lambda *_: codec)
     return codec
 
 

@@ -3,8 +3,6 @@
 Shapes: K codebooks, T frames.
 """
 
-import dataclasses
-
 import numpy as np
 import pytest
 import soundfile
@@ -193,13 +191,6 @@ def test_an_empty_split(lm_recipe, write_tokens):
     lm = TransformerLM(transformer_config(recipe.model, store, vocabulary_of(store.split("train"), [])))
     with pytest.raises(UserError, match=r"generate\.labels_from: the split 'test' has no clips"):
         choose_requests(store.split("test"), lm, recipe.generate)
-
-
-def test_tokens_of_another_codec_are_refused(trained, told_codec):
-    recipe = trained()
-    told_codec.info = dataclasses.replace(told_codec.info, codebook_size=32)
-    with pytest.raises(UserError, match="tokens of run run: codec codebook_size is 16, but 32 is needed"):
-        sample(recipe)
 
 
 def test_guidance_without_labels_is_refused(trained, told_codec):

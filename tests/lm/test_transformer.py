@@ -240,6 +240,10 @@ def test_labels_that_the_clips_do_not_have_are_named() -> None:
         LabelVocabulary.from_rows(["instrument"], [{"pitch": 1, "form": "note"}])
     with pytest.raises(UserError, match="mixes numbers and text"):
         LabelVocabulary.from_rows(["pitch"], [{"pitch": 1}, {"pitch": "C4"}])
+    with pytest.raises(UserError, match="'tags' has any number of tags"):
+        LabelVocabulary.from_rows(["tags"], [{"tags": ("slow", "loud")}])
+    with pytest.raises(UserError, match="'tempo' has fractions"):
+        LabelVocabulary.from_rows(["tempo"], [{"tempo": 1}, {"tempo": 0.5}])
     with pytest.raises(UserError, match="trained without labels"):
         LabelVocabulary().encode({"pitch": [1]})
 

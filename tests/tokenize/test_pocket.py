@@ -5,10 +5,12 @@ import pytest
 import torch
 from transformers import DacModel
 
-from tokkata.core.schema import SynthCorpus
-from tokkata.tokenize.codec import POCKET_FOLDER, Codec, load_codec
+from tokkata.core.schema_corpora import SynthCorpus
+from tokkata.tokenize.codec import Codec, load_codec
+from tokkata.tokenize.codec_hub import POCKET_FOLDER
+from tokkata.tokenize.corpora.synth import Synth
+from tokkata.tokenize.corpus import read_clip
 from tokkata.tokenize.fidelity import si_sdr
-from tokkata.tokenize.synth import Synth
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def notes() -> torch.Tensor:
     """[B, 1, N]: notes of instruments that training has not heard."""
     corpus = Synth(SynthCorpus(kind="synth", num_clips=80, duration_s=1.0, forms=["note"], random_phase=True))
     held_out = [clip for clip in corpus.clips() if clip.split == "test"]
-    return torch.from_numpy(np.stack([corpus.read(clip, 16000, 1).samples for clip in held_out]))
+    return torch.from_numpy(np.stack([read_clip(corpus, clip, 16000, 1).samples for clip in held_out]))
 
 
 def test_what_it_is(pocket: Codec) -> None:

@@ -106,10 +106,12 @@ def test_what_goes_in_comes_out(tmp_path_factory, store_and_shards, data):
             assert found.column(name) == [clip.labels[name] for clip in expected]
 
 
-def test_a_shard_of_many_record_batches(tmp_path):
-    """Arrow writes a thousand rows at a time: each batch has its own offsets."""
+def test_a_shard_of_many_record_batches(tmp_path, monkeypatch):
+    """Each batch has its own offsets."""
+    monkeypatch.setattr("tokkata.tokenize.store_writer._BATCH_BYTES", 1000)
     rows = [row(i, random_codes(i), SPLITS[i % 3]) for i in range(2500)]
     write(tmp_path, [rows, rows[:10]])
+    assert len(TokenStore(tmp_path).dataset.data.column("codes").chunks) > 30
     found = TokenStore(tmp_path).split("valid")
     expected = [clip for clip in rows + rows[:10] if clip.split == "valid"]
     assert len(found) == len(expected)
@@ -201,21 +203,30 @@ def test_a_writer_killed_within_a_shard(tmp_path, undisturbed):
     assert files(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize("fault", ["write_jsonl", "datasets.DatasetInfo.write_to_directory", "write_json"])
-def test_a_writer_killed_while_it_finishes(tmp_path, undisturbed, fault, monkeypatch):
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["rejects.jsonl", "codec.json", "shards.json", "dataset_info.json", "state.json", "shard-00002.json"],
+)
+def test_a_writer_killed_while_it_finishes(tmp_path, undisturbed, place, monkeypatch):
     writer = TokenWriter(tmp_path, info(), LABELS, len(SHARDS))
     for number, rows in enumerate(SHARDS):
         writer.write(number, rows, REJECTS.get(number, []))
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
+    rename, remove = Path.replace, Path.unlink
     with monkeypatch.context() as patch:
-        patch.setattr(f"tokkata.tokenize.store.{fault}", interrupt)
+        if place == "dataset_info.json":
+            patch.setattr("datasets.DatasetInfo.write_to_directory", interrupt)
+        patch.setattr(Path, "replace", lambda a, b: interrupt() if b.name == place else rename(a, b))
+        patch.setattr(Path, "unlink", lambda a, **m: interrupt() if a.name == place else remove(a, **m))
         with pytest.raises(KeyboardInterrupt):
             writer.finish()
-    with pytest.raises(UserError, match="holds no finished token store"):
-        TokenStore(tmp_path)
+    assert writer.is_finished == (place == "shard-00002.json")
+    if not writer.is_finished:
+        with pytest.raises(UserError, match="holds no finished token store"):
+            TokenStore(tmp_path)
     write(tmp_path, SHARDS, REJECTS)
     assert files(tmp_path) == undisturbed
 
