@@ -4,13 +4,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types schema clean
+.PHONY: demo test bench lint types schema clean
 
 demo: $(VENV)/installed
 	$(BIN)/tokkata run recipes/quickstart.yaml
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+# Speed beside other projects on this machine, which should do nothing else. `make bench BENCH=--quick` is short.
+bench: $(VENV)/installed
+	$(BIN)/python tests/benchmarks/bench_tokenize.py $(BENCH)
+	$(BIN)/python tests/benchmarks/bench_compare.py $(BENCH)
+	$(BIN)/python tests/benchmarks/bench_scores.py $(BENCH)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

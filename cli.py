@@ -19,6 +19,17 @@ from .core.progress import hide_library_bars
 from .core.recipe import load_recipe
 from .core.run import StageState, run_stage, stage_states
 from .core.schema import Recipe
+from .core.several_values import SeveralValues
+from .eval.compare_commands import (
+    CacheFolder,
+    EmbeddingNames,
+    Threads,
+    compare_folders,
+    refuse_recipe_options,
+    stats_app,
+)
+from .eval.listening.commands import listen_app
+from .tokenize.commands import data_app, tokens_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +39,10 @@ app = typer.Typer(
 )
 codec_app = typer.Typer(no_args_is_help=True, help="Train and measure codecs.")
 app.add_typer(codec_app, name="codec")
+app.add_typer(tokens_app, name="tokens")
+app.add_typer(data_app, name="data")
+app.add_typer(listen_app, name="listen")
+app.add_typer(stats_app, name="stats")
 
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, such as recipes/quickstart.yaml.")
@@ -167,9 +182,74 @@ def generate(recipe_path: RecipePath, overrides: Overrides = None) -> None:
     _run_one("generate", recipe_path, overrides)
 
 
-@app.command(name="eval")
-def evaluate(recipe_path: RecipePath, overrides: Overrides = None) -> None:
-    """Score what was generated, and write the report."""
+@app.command(name="eval", cls=SeveralValues)
+def evaluate(
+    recipe_path: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="A YAML recipe, to score what its run generated.")
+    ] = None,
+    overrides: Overrides = None,
+    generated: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]DIR", help="Folders of audio to score, one for each system."),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|STATS", help="Real audio, or statistics: a file, or OWNER/NAME/FILE on the Hub."
+        ),
+    ] = None,
+    embedding: EmbeddingNames = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMES", help="fad, fad-inf, kad, prdc, per-song, copies. Default: all but copies."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where scores.json, scores.csv and report.html are written."),
+    ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(metavar="CODEC", help="Also score the reference through this codec, such as pocket."),
+    ] = None,
+    cache: CacheFolder = None,
+    players: Annotated[int, typer.Option(min=0, help="Clips of each system to listen to.")] = 12,
+    seed: Annotated[int, typer.Option(help="Of resamples, subsets and noise.")] = 0,
+    threads: Threads = None,
+) -> None:
+    """Score what a recipe's run generated, or any folders of audio, and write the report.
+
+    Folders: tokkata eval --generated a=DIR b=DIR --reference DIR --embedding logmel pocket --out DIR
+    """
+    if generated:
+        if recipe_path is not None:
+            raise UserError(f"give a recipe ({recipe_path}) or --generated, not both")
+        compare_folders(
+            generated=generated,
+            reference=reference,
+            embedding=embedding or [],
+            metrics=metrics or [],
+            out=out,
+            cache=cache,
+            codec=codec,
+            players=players,
+            seed=seed,
+            threads=threads,
+        )
+        return
+    if recipe_path is None:
+        raise UserError("nothing to score: give a recipe, or --generated DIR --reference DIR --out DIR")
+    refuse_recipe_options(
+        {
+            "reference": reference,
+            "embedding": embedding,
+            "metrics": metrics,
+            "out": out,
+            "codec": codec,
+            "cache": cache,
+        }
+    )
     _run_one("eval", recipe_path, overrides)
 
 
@@ -193,3 +273,7 @@ def main() -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":  # for launchers: torchrun --nproc_per_node 2 -m tokkata.cli eval …
+    main()

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..core.audio import resample, to_channels
 from ..tokenize.corpus import Label
+from .bootstrap import Interval, share_interval
 
 MAX_CLIPS = 48
 """Clips judged in each set; tracking takes about 30 ms for a second of audio."""
@@ -35,6 +36,8 @@ class PitchAccuracy:
     """The same with octave errors forgiven."""
     num_clips: int
     """Clips judged."""
+    interval: Interval | None = None
+    """Of `accuracy`, for other clips: Wilson's, since all right or all wrong is no certainty."""
 
 
 def has_pitch(labels: Mapping[str, Label]) -> bool:
@@ -75,7 +78,9 @@ def pitch_accuracy(
     None if no clip can be judged.
     """
     judged = [
-        (clip, int(label["pitch"])) for clip, label in zip(clips, labels, strict=True) if has_pitch(label)
+        (clip, pitch)
+        for clip, label in zip(clips, labels, strict=True)
+        if has_pitch(label) and isinstance(pitch := label["pitch"], int)
     ]
     judged = judged[:MAX_CLIPS]
     if not judged:
@@ -90,4 +95,5 @@ def pitch_accuracy(
         error = found - pitch
         exact += abs(error) <= TOLERANCE
         chroma += abs(error - 12 * round(error / 12)) <= TOLERANCE
-    return PitchAccuracy(exact / len(judged), chroma / len(judged), len(judged))
+    interval = share_interval(exact, len(judged))
+    return PitchAccuracy(exact / len(judged), chroma / len(judged), len(judged), interval)

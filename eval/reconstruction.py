@@ -30,9 +30,9 @@ from ..core.files import write_json
 from ..core.progress import track
 from ..core.run import stage_main
 from ..core.schema import Recipe
-from ..tokenize.audio_store import AudioStore
 from ..tokenize.codec import Codec, load_codec
 from ..tokenize.fidelity import CodebookUse, MelDistance, codebook_efficiency, si_sdr
+from ..tokenize.training.audio_store import AudioStore
 
 OPUS_KBPS = (6, 12)
 

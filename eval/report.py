@@ -10,13 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup
 
 from ..core.files import write_text
 from .chart import Point, Series, line_chart
+
+if TYPE_CHECKING:  # it imports this module
+    from .copies.pairs import CopySection
 
 TEMPLATE = "report.html.jinja"
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -97,6 +100,8 @@ class ReportData:
     recipe: str
     """The resolved recipe as YAML."""
     environment: Mapping[str, str]
+    copies: CopySection | None = None
+    """What was found of the training set among the generated clips; None if it was not looked for."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +242,8 @@ def charts(curves: Curves) -> list[tuple[str, Markup]]:
     return found
 
 
-def _data_uri(media_type: str, content: bytes) -> Markup:
+def data_uri(media_type: str, content: bytes) -> Markup:
+    """`content` as an address that needs no other file."""
     return Markup(f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}")
 
 
@@ -251,7 +257,7 @@ def render(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, percent=percent)
-    environment.globals["data_uri"] = _data_uri
+    environment.globals["data_uri"] = data_uri
     return environment.get_template(TEMPLATE).render(
         data=data,
         summary=summary(data),

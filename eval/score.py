@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,12 +25,16 @@ from ..core.files import read_jsonl, write_json
 from ..core.progress import track
 from ..core.recipe import dump_recipe
 from ..core.run import stage_main
-from ..core.schema import Recipe, Split
+from ..core.schema import Recipe
+from ..core.sections import Split
 from ..tokenize.codec import Codec, load_codec_from_config
 from ..tokenize.corpus import Clip, Corpus
 from ..tokenize.load_corpus import load_corpus
 from . import report
-from .embedding import embed_clips, load_embedding
+from .copies.find import CopyScores
+from .copies.of_run import copies_of_run
+from .copies.pairs import CopySection
+from .embedding import Embedding, embed_clips, load_embedding
 from .frechet import MIN_CLIPS, FrechetInfinity, GaussianStats, frechet_distance, frechet_distance_infinity
 from .pitch import PitchAccuracy, pitch_accuracy
 from .players import listening_rows
@@ -95,6 +99,8 @@ class Scores:
     skipped: list[Skipped]
     warnings: list[str]
     versions: dict[str, str]
+    copies: CopyScores | None = None
+    """None where the recipe does not ask for them."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,7 @@ def _load_real(
             max_clips=max_clips,
             seed=settings.seed,
             skipped=skipped,
+            settings=recipe.audio,
         )
 
     reference = read(in_reference, "reference", settings.max_clips)
@@ -236,9 +243,9 @@ def load_sets(recipe: Recipe) -> Sets:
 
 
 def _score_set(
-    item: NamedSet, reference: GaussianStats, embedding_name: str, sample_rate: int, seed: int
+    item: NamedSet, reference: GaussianStats, embedding: Embedding, sample_rate: int, seed: int
 ) -> ScoreRow:
-    clips = embed_clips(embedding_name, item.clips.audio, sample_rate)
+    clips = embed_clips(embedding, item.clips.audio, sample_rate)
     stats = GaussianStats.from_embeddings(np.concatenate(clips))
     return ScoreRow(
         name=item.name,
@@ -257,7 +264,8 @@ def score_sets(recipe: Recipe, sets: Sets) -> Scores:
     """Score each of `sets` against the reference; raises `UserError` if the reference is too short."""
     settings = recipe.eval
     embedding = load_embedding(settings.embedding)
-    frames = embed_clips(settings.embedding, sets.reference.audio, sets.sample_rate)
+    width = embedding.info.width
+    frames = embed_clips(embedding, sets.reference.audio, sets.sample_rate)
     reference = GaussianStats.from_embeddings(np.concatenate(frames))
     if reference.num < 2:
         raise UserError(
@@ -265,19 +273,19 @@ def score_sets(recipe: Recipe, sets: Sets) -> Scores:
             f" the clips of the split '{settings.reference}' are too few and too short to compare with"
         )
     rows = [
-        _score_set(item, reference, settings.embedding, sets.sample_rate, settings.seed)
+        _score_set(item, reference, embedding, sets.sample_rate, settings.seed)
         for item in track(sets.scored, "score")
     ]
     warnings = list(sets.warnings)
     for name, num_frames in [("reference", reference.num), *((row.name, row.num_frames) for row in rows)]:
-        if num_frames < 2 * embedding.width:
+        if num_frames < 2 * width:
             warnings.append(
                 f"'{name}' has {num_frames} embedding frames, fewer than twice the embedding's width"
-                f" ({embedding.width}): its distances say little."
+                f" ({width}): its distances say little."
             )
     return Scores(
         rows=rows,
-        embedding=EmbeddingInfo(embedding.name, embedding.width, embedding.sample_rate),
+        embedding=EmbeddingInfo(embedding.info.name, width, embedding.info.sample_rate),
         reference=Reference(
             settings.reference, len(sets.reference), reference.num, recipe.generate.duration_s
         ),
@@ -312,7 +320,9 @@ def _read_rows(path: Path) -> list[dict[str, object]]:
     return read_jsonl(path) if path.exists() else []
 
 
-def report_data(recipe: Recipe, sets: Sets, scores: Scores) -> report.ReportData:
+def report_data(
+    recipe: Recipe, sets: Sets, scores: Scores, copies: CopySection | None = None
+) -> report.ReportData:
     """Gather what the report shows of a run."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     rejects = _read_rows(recipe.folder / "tokens" / "rejects.jsonl")
@@ -348,6 +358,7 @@ def report_data(recipe: Recipe, sets: Sets, scores: Scores) -> report.ReportData
             "GPU": device,
             **scores.versions,
         },
+        copies=copies,
     )
 
 
@@ -374,11 +385,15 @@ def evaluate(recipe: Recipe) -> None:
     """The stage: score the run, write eval/scores.json and eval/report.html, and fill in the model card."""
     sets = load_sets(recipe)
     scores = score_sets(recipe, sets)
+    section = None
+    if recipe.eval.copies:
+        copies, section = copies_of_run(recipe, sets.named(GENERATED))
+        scores = replace(scores, copies=copies)
     write_json(recipe.folder / "eval" / "scores.json", asdict(scores))
     card = recipe.folder / "model" / "README.md"
     if card.exists():  # people move and delete model cards
         fill_scores(card, card_table(scores))
-    data = report_data(recipe, sets, scores)
+    data = report_data(recipe, sets, scores, section)
     path = recipe.folder / "eval" / "report.html"
     report.write_report(path, data)
     print(report.summary(data))

@@ -16,10 +16,12 @@ import soundfile
 import torch
 
 from ..core.audio import AudioError, resample, to_channels
+from ..core.audio_stream import AS_IT_IS
 from ..core.files import read_jsonl
-from ..core.schema import Split
+from ..core.schema import Audio
+from ..core.sections import Split
 from ..tokenize.codec import Codec
-from ..tokenize.corpus import Clip, Corpus, Label
+from ..tokenize.corpus import Clip, Corpus, Label, read_clip
 
 BATCH_SAMPLES = 1 << 19
 """Samples that the codec sees at once; the longer the clips, the smaller the batches."""
@@ -105,11 +107,13 @@ def real_clips(
     max_clips: int,
     seed: int,
     skipped: list[Skipped],
+    settings: Audio = AS_IT_IS,
 ) -> ClipSet:
     """Read `clips` in order, and crop to `duration_s` until there are `max_clips`.
 
     Where there are fewer files than clips to make, several crops come from each file. A file that cannot be
-    read is noted in `skipped`.
+    read is noted in `skipped`. `settings` is the recipe's section `audio`: real clips are treated as those
+    that the model has learnt from.
     """
     result = ClipSet()
     crop_samples = round(duration_s * codec.sample_rate)
@@ -118,7 +122,7 @@ def real_clips(
         if len(result) == max_clips:
             break
         try:
-            samples = corpus.read(clip, codec.sample_rate, codec.channels).samples
+            samples = read_clip(corpus, clip, codec.sample_rate, codec.channels, settings).samples
         except AudioError as error:
             skipped.append(Skipped(set_name, clip.source, str(error)))
             continue
@@ -169,7 +173,7 @@ def reconstruct(codec: Codec, clips: ClipSet) -> ClipSet:
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
             audio = torch.from_numpy(np.stack([clips.audio[i] for i in batch])).to(codec.device)
-            output = codec.decode(codec.encode(audio), num_samples=num_samples)
+            output = codec.reconstruct(audio)
             decoded.update(zip(batch, output.clamp(-1.0, 1.0).cpu().numpy(), strict=True))
     return clips.with_audio([decoded[i] for i in range(len(clips))])
 

@@ -124,7 +124,7 @@ def test_the_run_folder(runs):
     }  # fmt: skip
     assert {path.name for path in (run / "tokens").iterdir()} == {
         *(f"data-0000{i}-of-00004.arrow" for i in range(4)),
-        "codec.json", "rejects.jsonl", "dataset_info.json", "state.json",
+        "codec.json", "origin.json", "rejects.jsonl", "shards.json", "dataset_info.json", "state.json",
     }  # fmt: skip
     assert {path.name for path in (run / "checkpoints").iterdir()} == {
         "step-000004", "step-000008", "step-000012"

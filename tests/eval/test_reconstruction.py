@@ -15,8 +15,8 @@ from tokkata.core.errors import UserError
 from tokkata.core.schema import DacModel
 from tokkata.eval import reconstruction as module
 from tokkata.eval.reconstruction import CodecScores, evaluate_codec, measure_codec, table
-from tokkata.tokenize.codec_dac import build_original, save_dac
-from tokkata.tokenize.prepare import prepare
+from tokkata.tokenize.families.codec_dac import build_original, save_dac
+from tokkata.tokenize.training.prepare import prepare
 
 K, V, HOP = 2, 16, 320
 

@@ -10,6 +10,7 @@ from tokkata.core.errors import UserError
 from tokkata.core.schema import Recipe
 from tokkata.eval import score as module
 from tokkata.eval.score import FLOOR, GENERATED, NOISE, RECONSTRUCTED, UNTRAINED, Scores, evaluate, score
+from tokkata.tokenize.corpus import read_clip
 from tokkata.tokenize.load_corpus import load_corpus
 
 DURATION_S = 0.4
@@ -30,7 +31,7 @@ def recipe_in(runs_dir: Path, **changes: object) -> Recipe:
         "model": {"kind": "transformer"},
         "train": {"steps": 1},
         "generate": {"duration_s": DURATION_S},
-        "eval": {"num_players": 2},
+        "eval": {"num_players": 2, "copies": False},
     }
     return Recipe.model_validate({**values, **changes})
 
@@ -41,7 +42,7 @@ def write_samples(recipe: Recipe, split: str = "train", num_clips: int = 10) -> 
     folder = recipe.folder / "samples"
     rows = []
     for index, clip in enumerate([clip for clip in corpus.clips() if clip.split == split][:num_clips]):
-        audio = corpus.read(clip, 16000, 1).samples
+        audio = read_clip(corpus, clip, 16000, 1).samples
         name = f"{index:05d}.wav"
         write_wav(folder / name, audio, 16000)
         noise = np.random.default_rng(index).normal(size=audio.shape).astype(np.float32)

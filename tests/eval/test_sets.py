@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokkata.core.audio import AudioError, write_wav
+from tokkata.core.audio import AudioError, Samples, write_wav
 from tokkata.eval.sets import (
     ClipSet,
     Skipped,
@@ -20,11 +20,11 @@ from tokkata.eval.sets import (
     split_clips,
     white_noise,
 )
-from tokkata.tokenize.corpus import Clip, ClipAudio
+from tokkata.tokenize.corpus import Clip
 
 
 class RampCorpus:
-    """Clips whose samples count up from 0, so that a crop tells where it was cut."""
+    """Clips at 16 kHz whose samples rise from 0 in steps of 2⁻²¹, so that a crop tells where it was cut."""
 
     def __init__(self, durations_s: dict[str, float], broken: tuple[str, ...] = ()) -> None:
         self.label_types = {"pitch": int}
@@ -33,11 +33,11 @@ class RampCorpus:
     def clips(self) -> list[Clip]:
         return [Clip(id, "test", f"{id}.wav", {"pitch": 60}) for id in sorted(self.durations_s)]
 
-    def read(self, clip: Clip, sample_rate: int, channels: int) -> ClipAudio:
+    def audio(self, clip: Clip) -> Samples:
         if clip.id in self.broken:
             raise AudioError("empty file (0 bytes)")
-        num_samples = round(self.durations_s[clip.id] * sample_rate)
-        return ClipAudio(np.tile(np.arange(num_samples, dtype=np.float32), (channels, 1)), "0")
+        num_samples = round(self.durations_s[clip.id] * 16000)
+        return Samples(np.arange(num_samples, dtype=np.float32)[None] / 2**21, 16000)
 
 
 @given(st.integers(1, 500), st.integers(1, 100), st.integers(1, 8), st.integers(0, 99))
