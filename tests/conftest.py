@@ -1,6 +1,7 @@
 """What the tests of several rooms share: a tiny codec in the hub's layout, and a recipe that uses it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 import yaml
 
 BIN = Path(sys.executable).parent
+
+# Started in the background of a script, this process and all that it starts would be deaf to SIGINT.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
