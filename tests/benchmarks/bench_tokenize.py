@@ -395,7 +395,6 @@ def bench_encodec(work: Path, num_files: int, total_s: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="40 s of audio for each codec")
-    parser.add_argument("--total-s", type=float, help="seconds of audio for each codec, instead of 600")
     parser.add_argument("--only", choices=("dac", "encodec"), help="one codec's tables")
     parser.add_argument("--peak", nargs=3, metavar=("CODEC", "FILE", "PRECISION"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -405,7 +404,7 @@ def main() -> None:
     if arguments.peak:
         print_peak(*arguments.peak)
         return
-    num_files, total_s = (12, 40.0) if arguments.quick else (60, arguments.total_s or 600.0)
+    num_files, total_s = (12, 40.0) if arguments.quick else (60, 600.0)
     work = Path(tempfile.mkdtemp())
     load = "load average of the last minute: {:.1f}"
     CONSOLE.print(f"{torch.get_num_threads()} threads; {load.format(os.getloadavg()[0])}\n")
