@@ -10,15 +10,10 @@ Shapes: B batch, C channels, N samples, K codebooks, T frames, D latent width.
 from __future__ import annotations
 
 import functools
-import hashlib
-import http.client
 import importlib.metadata
 import math
 import pickle
 import re
-import shutil
-import sys
-import urllib.request
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,20 +22,17 @@ from typing import Any
 
 import dac
 import encodec
-import huggingface_hub.constants
 import torch
 from encodec.modules import SLSTM
 from torch import Tensor, nn
 from transformers import EncodecConfig, EncodecModel
 
 from ...core.errors import UserError
-from ...core.files import atomic_file
+from ...core.released_file import ReleasedFile, released_file, sha256_of
 from ..codec import Chunking, Codec, CodecInfo, check_fit, library_versions
 from ..receptive_field import conv_context
 from ..segments import SegmentedCodec, Segments
 from .codec_encodec import LSTM_WARM_UP_S, choose_bandwidth
-
-_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -276,14 +268,9 @@ def _load_weights(id: str, release: Release, model: nn.Module) -> str:
 
     Raises `UserError` if they cannot be had, are damaged, or do not fit.
     """
-    path = release.folder() / release.file
-    if not path.is_file():
-        _download(id, release.url, path)
+    published = ReleasedFile(release.url, release.folder() / release.file, release.sha256)
+    path = released_file(f"codec {id}", published)
     damaged = f"the weights of codec {id} are damaged: delete {path}, and they are downloaded again"
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if release.sha256 is not None and not digest.startswith(release.sha256):
-        raise UserError(damaged)
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
@@ -298,32 +285,7 @@ def _load_weights(id: str, release: Release, model: nn.Module) -> str:
     ]
     check_fit(id, "the package", wanted.keys() - weights.keys(), weights.keys() - wanted.keys(), mismatched)
     model.load_state_dict(weights)
-    return digest[:12]
-
-
-def _download(id: str, url: str, path: Path) -> None:
-    """Write what is at `url` to `path`, whole or not at all; raises `UserError` if it cannot be had."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise UserError(_without_weights(id, url, path, "HF_HUB_OFFLINE is set"))
-    print(f"downloading {url} to {path}", file=sys.stderr)
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer, atomic_file(path) as partial:
-            with partial.open("wb") as file:
-                shutil.copyfileobj(answer, file)
-            # A connection that is cut looks like the end of the file.
-            promised = int(answer.headers.get("Content-Length", partial.stat().st_size))
-            if partial.stat().st_size != promised:
-                raise http.client.IncompleteRead(b"", promised)
-    except (OSError, http.client.HTTPException) as error:
-        why = str(getattr(error, "reason", error)) or type(error).__name__
-        raise UserError(_without_weights(id, url, path, why)) from error
-
-
-def _without_weights(id: str, url: str, path: Path, why: str) -> str:
-    return (
-        f"codec {id} has no weights on this machine, and they cannot be downloaded now ({why}):"
-        f" download {url} where there is a network, and put it at {path}"
-    )
+    return sha256_of(path)[:12]
 
 
 # --- EnCodec in the hub's layout

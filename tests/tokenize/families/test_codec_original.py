@@ -419,7 +419,8 @@ def test_weights_with_another_hash_than_their_name_tells(home):
     path.parent.mkdir(parents=True)
     torch.save(build_encodec("24khz").state_dict(), path)
     assert sentence("encodec:24khz", bandwidth_kbps=1.2) == (
-        f"the weights of codec encodec:24khz are damaged: delete {path}, and they are downloaded again"
+        f"the weights of codec encodec:24khz are damaged, their hash is not that of {release.url}:"
+        f" delete {path}, and they are downloaded again"
     )
 
 
