@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+PatternName = Literal["delay", "parallel", "flatten", "coarse_first"]
+
 
 @dataclass(frozen=True)
 class Pattern(ABC):
@@ -219,11 +221,7 @@ class CoarseFirstPattern(Pattern):
         return min(self.num_codebooks, 2)
 
 
-def make_pattern(
-    name: Literal["delay", "parallel", "flatten", "coarse_first"],
-    num_codebooks: int,
-    delays: Sequence[int] | None = None,
-) -> Pattern:
+def make_pattern(name: PatternName, num_codebooks: int, delays: Sequence[int] | None = None) -> Pattern:
     """The pattern called `name` for `num_codebooks` codebooks.
 
     `delays` [K] belong to "delay" alone; without them codebook k is delayed by k steps. Raises `ValueError`
