@@ -209,7 +209,7 @@ def _record(
     known = marker["record"]["files"] if marker else {}
     files = {}
     for key, value in settings.items():
-        if key.rpartition(".")[2] in ("root", "soundfont", "id"):
+        if key.rpartition(".")[2] in ("root", "soundfont", "id", "encoder"):
             if Path(value).exists():
                 files[key] = _state_of_files(Path(value))
             elif key in known:

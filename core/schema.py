@@ -1,6 +1,7 @@
 """What a recipe can say: every section and setting, with its unit, default and meaning.
 
-The many kinds of corpora and codecs have files of their own, `schema_corpora.py` and `schema_codecs.py`.
+The many kinds of corpora, codecs and features have files of their own: `schema_corpora.py`,
+`schema_codecs.py` and `schema_features.py`.
 
 A recipe is data. Each class below is one section; the text under a setting becomes its description in
 `recipes/schema.json` and in error messages. This module imports no stage and no torch, so a recipe is
@@ -16,6 +17,7 @@ from pydantic import Field, model_validator
 
 from .schema_codecs import Codec
 from .schema_corpora import Corpus
+from .schema_features import Features
 from .sections import (
     NOT_BOOL,
     OPERATIONAL,
@@ -192,6 +194,8 @@ class Tokenize(Section):
 
     shard_clips: PositiveInt = 256
     """Clips in one file of the store; a killed run redoes at most one such file."""
+    features: Features = Field(default=[])
+    """What is stored beside the tokens for models to be told: texts, melodies, styles."""
 
 
 class Generate(Section):

@@ -3,21 +3,23 @@
     tokens/
       data-00000-of-00004.arrow …   rows, in the order of the clips' ids
       codec.json                    which codec made them, and how
+      features.json                 which encoders made the clips' features, if they have any
       origin.json                   where the audio comes from, and on what terms
       rejects.jsonl                 clips that could not be used, each with its reason
       shards.json                   sha256 of each of those files
       dataset_info.json state.json  so that `datasets.load_from_disk` reads the folder as it stands
 
 Codes are stored frame-major, `[T · K]` uint16, so that a crop in time is one contiguous slice; latents alike,
-`[T · D]` float32. Codes are raw: no pattern, no special token. A row also says where its audio came from and
-what was done to it.
+`[T · D]` float32, and features, `[L · E]`. Codes are raw: no pattern, no special token. A row also says where
+its audio came from and what was done to it.
 
-Shapes: K codebooks, T frames, D latent width, S segments with a gain each.
+Shapes: K codebooks, T frames, D latent width, S segments with a gain each, L length and E width of a feature.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +31,18 @@ from ..core.files import read_jsonl
 from ..core.sections import Split
 from .codec import CodecInfo
 from .corpus import Label
-from .store_writer import CODEC, FACTS, FINISHED, MANIFEST, REJECTS, Reject, TokenRow, TokenWriter
+from .features.feature import FeatureInfo, read_features
+from .store_writer import (
+    CODEC,
+    FACTS,
+    FINISHED,
+    MANIFEST,
+    REJECTS,
+    Reject,
+    TokenRow,
+    TokenWriter,
+    feature_column,
+)
 
 __all__ = ["Reject", "TokenRow", "TokenSplit", "TokenStore", "TokenWriter", "read_manifest", "read_rejects"]
 
@@ -59,6 +72,7 @@ class TokenStore:
             raise UserError(f"{folder} holds no finished token store: run the stage tokenize first")
         self.folder = folder
         self.info = CodecInfo.read(folder / CODEC)
+        self.features: Mapping[str, FeatureInfo] = read_features(folder)
         self.dataset = datasets.load_from_disk(str(folder))
 
     def require(self, what: Literal["codes", "latents"], reader: str) -> None:
@@ -106,7 +120,7 @@ class TokenSplit:
         self.num_samples = np.asarray(store.dataset["num_samples"][:], dtype=np.int64)[rows]
         self._columns = {
             column: _FlatColumn(store, column)
-            for column in ("codes", "latents", "latents_scale", "gains")
+            for column in ("codes", "latents", "latents_scale", "gains", *map(feature_column, store.features))
             if column in store.dataset.column_names
         }
 
@@ -116,7 +130,8 @@ class TokenSplit:
     def column(self, name: str) -> list[Label]:
         """The values of one column, tags as tuples; raises `UserError` if there is none of that name."""
         if name not in self._store.dataset.column_names:
-            labels = [column for column in self._store.dataset.column_names if column not in _NO_LABELS]
+            taken = _NO_LABELS | {feature_column(feature) for feature in self._store.features}
+            labels = [column for column in self._store.dataset.column_names if column not in taken]
             raise UserError(f"the tokens have no label '{name}': they have {', '.join(labels) or 'none'}")
         values = self._store.dataset[name][:]
         return [tuple(v) if isinstance(v := values[row], list) else v for row in self._rows]
@@ -147,7 +162,29 @@ class TokenSplit:
         """The gains `[S]` of all the clip's segments, float32; None if the codec has no gains."""
         return self._columns["gains"].row(self._rows[clip]).copy() if "gains" in self._columns else None
 
+    def feature(self, name: str, clip: int, start: int = 0, length: int | None = None) -> np.ndarray:
+        """The feature `name` of a clip, `[L, E]` in the format that it is stored in, or a part of it.
+
+        It is a view of the mapped file, which cannot be written to. `start` and `length` count the feature's
+        own frames or tokens; there are fewer at the clip's end. L = 0 says that the clip has no such feature,
+        a text without a caption. Raises `UserError` if the store has no feature of that name.
+        """
+        if name not in self._store.features:
+            there = ", ".join(self._store.features)
+            raise UserError(
+                f"{self._store.folder} has no feature '{name}': it has {there or 'none'};"
+                " add it to tokenize.features"
+            )
+        stop = None if length is None else start + length
+        return self._slice(feature_column(name), self._store.features[name].dim, clip, start, stop)
+
     def _crop(self, column: str, width: int, clip: int, start: int, num_frames: int | None) -> np.ndarray:
-        stop = None if num_frames is None else (start + num_frames) * width
-        flat = self._columns[column].row(self._rows[clip], start * width, stop)
-        return flat.reshape(-1, width).T
+        stop = None if num_frames is None else start + num_frames
+        return self._slice(column, width, clip, start, stop).T
+
+    def _slice(self, column: str, width: int, clip: int, start: int, stop: int | None) -> np.ndarray:
+        """Rows `start` to `stop` of what a clip has in a column, `[T, width]`."""
+        flat = self._columns[column].row(
+            self._rows[clip], start * width, None if stop is None else stop * width
+        )
+        return flat.reshape(-1, width)

@@ -3,7 +3,7 @@
 A shard that is there is finished, so there is no other state to keep for a resume. Beside each lies a small
 `shard-00000.json` with what the end needs to know of it; `finish` gathers those, and removes them.
 
-Shapes: K codebooks, T frames, D latent width, S segments with a gain each.
+Shapes: K codebooks, T frames, D latent width, S segments with a gain each, L length and E width of a feature.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..core.files import PARTIAL_PREFIX, atomic_file, read_jsonl, write_json, wr
 from ..core.sections import Split
 from .codec import CodecInfo
 from .corpus import Label, LabelTypes
+from .features.feature import FEATURES, FeatureInfo, write_features
 from .latent_stats import LatentStats
 
 REJECTS = "rejects.jsonl"
@@ -69,6 +70,8 @@ class TokenRow:
     gains: np.ndarray | None = None  # [S] float32
     facts: AudioFacts | None = None
     """What was done to the audio; None if the row was not made from audio."""
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)  # [L, E] each
+    """By name, in the number format of its `FeatureInfo`."""
 
     @property
     def num_frames(self) -> int:
@@ -88,7 +91,7 @@ class TokenRow:
             arrays["latents_scale"] = _frame_major(self.latents_scale, np.float32)
         if self.gains is not None:
             arrays["gains"] = np.asarray(self.gains, dtype=np.float32)
-        return arrays
+        return arrays | {feature_column(name): found.reshape(-1) for name, found in self.features.items()}
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ class Reject:
     id: str
     source: str
     reason: str
+
+
+def feature_column(name: str) -> str:
+    """The column of the store that holds the feature `name`, flat: `[L · E]`."""
+    return f"feature_{name}"
 
 
 def _frame_major(values: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
@@ -117,16 +125,19 @@ class TokenWriter:
         *,
         has_gains: bool = False,
         has_scale: bool = False,
+        features: Sequence[FeatureInfo] = (),
     ) -> None:
-        """`info.latents` is set if latents are stored; `has_gains` and `has_scale`: if rows have those.
+        """`info.latents` is set if latents are stored; `has_gains` and `has_scale`: if rows have those;
+        `features`: those that every row has.
 
         Raises `ValueError` if a label has the name of a column.
         """
         self._folder = folder
         self._info = info
         self._num_shards = num_shards
-        self._arrays = _array_columns(info, has_gains=has_gains, has_scale=has_scale)
-        self._features = _features(self._arrays, label_types)
+        self._feature_infos = features
+        self._arrays = _array_columns(info, features, has_gains=has_gains, has_scale=has_scale)
+        self._columns = _columns(self._arrays, label_types)
         folder.mkdir(parents=True, exist_ok=True)
 
     def _shard(self, number: int) -> Path:
@@ -157,7 +168,7 @@ class TokenWriter:
         """
         stats: LatentStats | None = None
         with atomic_file(self._shard(number)) as partial:
-            schema = self._features.arrow_schema
+            schema = self._columns.arrow_schema
             with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
                 for batch in _batches(rows):
                     stream.write_batch(self._record_batch(batch, schema))
@@ -216,9 +227,13 @@ class TokenWriter:
             sides = self._read_sides()
             self._final_info(sides).write(self._folder / CODEC)
             shards = {self._shard(number).name: side["sha256"] for number, side in enumerate(sides)}
-            others = {name: sha256_of(self._folder / name) for name in (CODEC, REJECTS)}
+            names = [CODEC, REJECTS]
+            if self._feature_infos:
+                write_features(self._folder, self._feature_infos)
+                names.append(FEATURES)
+            others = {name: sha256_of(self._folder / name) for name in names}
             write_json(self._folder / MANIFEST, shards | others)
-            datasets.DatasetInfo(features=self._features).write_to_directory(str(self._folder))
+            datasets.DatasetInfo(features=self._columns).write_to_directory(str(self._folder))
             self._write_state(list(shards))
         for number in range(self._num_shards):
             self._side(number).unlink(missing_ok=True)
@@ -295,17 +310,19 @@ def _list_array(rows: list[np.ndarray], kind: pa.DataType) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=kind)
 
 
-def _array_columns(info: CodecInfo, *, has_gains: bool, has_scale: bool) -> dict[str, str]:
+def _array_columns(
+    info: CodecInfo, features: Sequence[FeatureInfo], *, has_gains: bool, has_scale: bool
+) -> dict[str, str]:
     """The array columns of a store, each with the type of its values."""
     columns = {"latents": "float32"} if info.latents else {"codes": "uint16"}
     if has_scale:
         columns["latents_scale"] = "float32"
     if has_gains:
         columns["gains"] = "float32"
-    return columns
+    return columns | {feature_column(feature.name): feature.store for feature in features}
 
 
-def _features(arrays: Mapping[str, str], label_types: LabelTypes) -> datasets.Features:
+def _columns(arrays: Mapping[str, str], label_types: LabelTypes) -> datasets.Features:
     value = datasets.Value
     columns = {"id": value("string"), "split": value("string")}
     columns |= {name: datasets.List(value(kind)) for name, kind in arrays.items()}

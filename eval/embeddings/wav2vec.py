@@ -14,8 +14,8 @@ import transformers
 from torch import Tensor
 
 from ...core.errors import UserError
+from ...core.hub_model import HubModel, find_hub_model, load_hub_model
 from ..embedding import Embedding, EmbeddingInfo, check_mono
-from .hub_model import HubModel, find_hub_model, load_hub_model
 
 MERT = "m-a-p/MERT-v1-95M"
 WINDOW_S = 20.0
@@ -99,7 +99,7 @@ def load_wav2vec(name: str, weights: Path | None, device: torch.device) -> Wav2v
     id, _, layer_text = (name.partition(":")[2] or MERT).partition("#")
     if layer_text and not (layer_text.isascii() and layer_text.isdigit()):
         raise UserError(f"embedding {name}: behind '#' stands the number of a layer, not '{layer_text}'")
-    model = find_hub_model(name, id, weights, (_EXTRACTOR,))
+    model = find_hub_model("embedding", name, id, weights, (_EXTRACTOR,))
     config, model_class, paper = _resolve(name, model)
     last = config.num_hidden_layers
     layer = int(layer_text) if layer_text else last
@@ -107,7 +107,7 @@ def load_wav2vec(name: str, weights: Path | None, device: torch.device) -> Wav2v
         raise UserError(f"embedding {name}: the model has the layers 0 to {last}, not {layer}")
     extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(model.folder, local_files_only=True)
     # The vector that stands for hidden audio is used in training alone, and not every repository has it.
-    network = load_hub_model(name, model_class, config, model, may_lack=("masked_spec_embed",))
+    network = load_hub_model("embedding", name, model_class, config, model, may_lack=("masked_spec_embed",))
     rate = extractor.sampling_rate
     level = "mean 0 and variance 1" if extractor.do_normalize else "as they are"
     info = EmbeddingInfo(

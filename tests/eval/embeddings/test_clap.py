@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
 
+from tokkata.core.clap import ClapFrontEnd
 from tokkata.core.errors import UserError
 from tokkata.core.released_file import sha256_of
 from tokkata.eval.embedding import TextEmbedding, load_embedding
 from tokkata.eval.embeddings import clap as module
-from tokkata.eval.embeddings.clap import IDS, ClapFrontEnd
+from tokkata.eval.embeddings.clap import IDS
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "a", "slow", "piano", "loud", "drum"]
 LIMIT = 14  # tokens that a sentence is cut to
@@ -217,7 +218,7 @@ def test_models_that_fuse_random_crops_are_refused(folder, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["audio_config"]["enable_fusion"] = True
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "fuses random crops of a clip, so its scores would be random too" in sentence(f"clap:{tmp_path}")
+    assert "fuses random crops of a clip, so what it gives would be random too" in sentence(f"clap:{tmp_path}")
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "clip"}))
     assert "is of type 'clip', not 'clap'" in sentence(f"clap:{tmp_path}")
     (tmp_path / "config.json").write_text("{")

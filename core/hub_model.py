@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from ...core.errors import UserError
-from ...core.hub_cache import hub_snapshot
-from ...core.progress import hide_library_bars
-from ...core.released_file import sha256_of
+from .errors import UserError
+from .hub_cache import hub_snapshot
+from .progress import hide_library_bars
+from .released_file import sha256_of
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _HUB = "https://huggingface.co"
@@ -41,16 +41,19 @@ class HubModel:
     """What its config.json says."""
 
 
-def find_hub_model(name: str, id: str, weights: Path | None, files: Sequence[str]) -> HubModel:
+def find_hub_model(
+    what: str, name: str, id: str, weights: Path | None, files: Sequence[str], revision: str | None = None
+) -> HubModel:
     """The model `id`, or the folder `weights` in its stead, with `config.json`, weights and `files`.
 
-    Raises `UserError` if it is neither here nor can be downloaded, or files are missing or no JSON.
+    Messages call it `what`, such as `embedding`, and by its `name`. Raises `UserError` if it is neither here
+    nor can be downloaded, or files are missing or no JSON.
     """
     folder = weights if weights is not None else Path(id)
     needed = ("config.json", *files)
     if weights is None and not folder.exists():
         layouts = [(*needed, file) for file in _WEIGHTS]
-        snapshot = hub_snapshot(id, None, layouts, "embedding")
+        snapshot = hub_snapshot(id, revision, layouts, what)
         return HubModel(snapshot.folder, snapshot.revision, f"{_HUB}/{id}", _read_config(snapshot.folder))
     there = [folder / file for file in _WEIGHTS if (folder / file).is_file()]
     missing = [file for file in needed if not (folder / file).is_file()]
@@ -58,7 +61,7 @@ def find_hub_model(name: str, id: str, weights: Path | None, files: Sequence[str
         missing.append(" or ".join(_WEIGHTS))
     if missing:
         raise UserError(
-            f"embedding {name}: {folder} is not a model in the hub's layout, it lacks {', '.join(missing)}"
+            f"{what} {name}: {folder} is not a model in the hub's layout, it lacks {', '.join(missing)}"
         )
     return HubModel(folder, sha256_of(there[0])[:12], str(folder), _read_config(folder))
 
@@ -75,7 +78,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_hub_model(
-    name: str, model_class: Any, config: Any, model: HubModel, may_lack: Collection[str] = ()
+    what: str, name: str, model_class: Any, config: Any, model: HubModel, may_lack: Collection[str] = ()
 ) -> Any:
     """A `transformers` model in float32 with frozen weights, from the files of `model`.
 
@@ -100,14 +103,14 @@ def load_hub_model(
             )
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(
-            f"embedding {name}: the weights in {model.folder} are damaged: download them again"
+            f"{what} {name}: the weights in {model.folder} are damaged: download them again"
         ) from error
     mismatched = [found if isinstance(found, str) else found[0] for found in report["mismatched_keys"]]
     faults = {"missing": set(report["missing_keys"]) - set(may_lack), "of another shape": set(mismatched)}
     told = [f"{kind}: {', '.join(sorted(keys)[:3])}" for kind, keys in faults.items() if keys]
     if told:
         raise UserError(
-            f"embedding {name}: the weights in {model.folder} do not fit its config.json; {'; '.join(told)}"
+            f"{what} {name}: the weights in {model.folder} do not fit its config.json; {'; '.join(told)}"
         )
     return network.requires_grad_(False).eval()
 
