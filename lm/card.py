@@ -20,7 +20,7 @@ def write_card(path: Path, recipe: Recipe, lm: TransformerLM, validation: dict[s
     num_parameters = sum(p.numel() for p in lm.parameters())
     rows = "".join(f"| {name} | {value:.4f} |\n" for name, value in validation.items())
     scores = f"| | |\n|---|---|\n{rows}" if rows else "There was no held-out clip to validate on.\n"
-    labels = ", ".join(f"`{name}`" for name in config.vocabulary.names) or "none"
+    labels = ", ".join(f"`{name}`" for name in config.conditions.names) or "none"
     text = f"""---
 library_name: tokkata
 pipeline_tag: text-to-audio
@@ -38,7 +38,7 @@ codebook pattern {config.pattern} |
 | codec | `{codec["id"]}`, revision {codec["revision"] or "not pinned"}: {codec["sample_rate"]} Hz, \
 {config.frame_rate:g} frames/s, {config.num_codebooks} codebooks of {config.codebook_size} |
 | data | corpus of kind `{recipe.data.kind}` |
-| labels | {labels} |
+| conditions | {labels} |
 | training | {recipe.train.steps} steps of {recipe.train.batch_size} clips of {recipe.train.crop_s:g} s |
 
 ## Validation

@@ -1,121 +1,295 @@
-"""What a language model is told about a clip: its labels, as rows of embedding tables.
+"""What a language model is told about a clip: labels, tags, and sequences of vectors such as encoded text.
 
-Each label has a table of its own, in which row 0 means *hidden* and rows 1 to n are the values met in
-training. Hidden labels are what classifier-free guidance steers away from.
+A `Condition` says what one of them is and how it enters the model; together they are the model's
+`Conditions`, which travel in its `config.json`. `Conditions.encode` turns what people write (`60`, `"organ"`,
+`("slow", "loud")`, or encoded text) into tensors, `Given`.
+
+A condition can be *hidden* for a clip: that is what the model falls back to where it is told nothing, and
+what classifier-free guidance steers away from.
+
+Shapes: B batch, L states of a sequence, E width of a state.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_dataclass
 
 from ..core.errors import UserError
 from ..tokenize.corpus import Label
 
 HIDDEN = 0
 
+Kind = Literal["label", "tags", "sequence"]
+Fuse = Literal["sum", "prepend", "cross"]
+
 
 @dataclass(frozen=True)
-class LabelVocabulary:
-    """The labels that a model knows, in the order of its tables, and the values of each."""
+class Condition:
+    """One thing that a model is told about each clip."""
 
-    values: Mapping[str, Sequence[Label]] = field(default_factory=dict)
-    """Label → distinct values; the value at index i has row i + 1 of the label's table."""
+    name: str
+    """A label column or a feature of the token store."""
+    kind: Kind
+    """One value a clip, any number of tags a clip, or a sequence of vectors a clip."""
+    fuse: Fuse = "sum"
+    """Summed into every step, prepended to the sequence, or attended to by cross-attention."""
+    values: tuple[Label, ...] = ()
+    """Of labels and tags: those met in training; value i has row i + 1 of the embedding table."""
+    width: int = 0
+    """Of a sequence: E."""
+    length: int | None = None
+    """Of a sequence: every clip's is padded or cut to this many states; None pads to the batch's longest."""
+    attend_padding: bool = False
+    """Of a sequence: whether padding is attended to, as zeros; MusicGen's melody models do that."""
+    feature: Mapping[str, Any] | None = None
+    """Of a sequence: the feature that it comes from, as the token store describes it."""
 
-    @classmethod
-    def from_rows(cls, names: Sequence[str], rows: Sequence[Mapping[str, Label]]) -> Self:
-        """The sorted values of the labels `names` in `rows` (one mapping a clip).
+    def __post_init__(self) -> None:
+        if self.kind == "sequence" and self.width < 1:
+            raise UserError(f"condition {self.name!r} is a sequence and needs the width of its vectors")
+        if self.kind != "sequence" and not self.values:
+            raise UserError(f"condition {self.name!r} has no values")
 
-        Raises `UserError` for a label that the rows do not have, whose values mix numbers and text, or are
-        fractions or tags.
-        """
-        values: dict[str, Sequence[Label]] = {}
-        for name in names:
-            missing = next((row for row in rows if name not in row), None)
-            if missing is not None or not rows:
-                known = _listed(sorted(missing)) if missing else "nothing"
-                raise UserError(f"the clips have no label {name!r}: they have {known}")
-            other = next((row[name] for row in rows if not isinstance(row[name], int | str)), None)
-            if other is not None:
-                kind = "fractions" if isinstance(other, float) else "any number of tags a clip"
-                raise UserError(
-                    f"label {name!r} has {kind}: a model can be told labels that are one whole number or one"
-                    " name a clip"
-                )
-            found = {row[name] for row in rows}
-            numbers = sorted(value for value in found if isinstance(value, int))
-            texts = sorted(value for value in found if isinstance(value, str))
-            if numbers and texts:
-                raise UserError(
-                    f"label {name!r} mixes numbers and text ({numbers[0]} and {texts[0]!r}): use one of them"
-                )
-            values[name] = numbers or texts
-        return cls(values)
+    @property
+    def num_rows(self) -> int:
+        """Rows of the embedding table: the values and one for hidden; 0 for a sequence."""
+        return len(self.values) + 1 if self.kind != "sequence" else 0
+
+    def row(self, value: Label) -> int:
+        """The row (1 to n) of a label's value, or of a tag; raises `UserError` if the model never met it."""
+        if value not in self.values:
+            what = "tag" if self.kind == "tags" else "value"
+            raise UserError(
+                f"unknown {what} {value!r} for {'label' if what == 'value' else 'tags'} {self.name!r}"
+                f"{_suggestion(value, self.values)}: known are {_listed(self.values)}"
+            )
+        return self.values.index(value) + 1
+
+
+@dataclass
+class Given:
+    """One condition of B clips. Hidden is what `mask` hides."""
+
+    values: Tensor
+    """label: [B, 1] int64, rows of the table; tags: [B, n] float32, 1 for each tag that a clip has; sequence:
+    [B, L, E] float32."""
+    mask: Tensor
+    """label, tags: [B, 1] bool, False where hidden; sequence: [B, L] bool, False for padding."""
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self.values.shape[0]
+
+    def hide(self, keep: Tensor) -> Given:
+        """The same, hidden for the clips where `keep` [B] bool is False."""
+        return Given(self.values, self.mask & keep[:, None])
+
+    def to(self, device: torch.device) -> Given:
+        """The same on `device`."""
+        return Given(self.values.to(device), self.mask.to(device))
+
+
+register_dataclass(Given, field_names=["values", "mask"])
+
+GivenConditions = dict[str, Given]
+"""Condition → what is given; one that is not there is hidden for all clips."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """All that a model is told, in the order of its tables."""
+
+    all: tuple[Condition, ...] = ()
+    by_name: Mapping[str, Condition] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_name = {condition.name: condition for condition in self.all}
+        if len(by_name) < len(self.all):
+            raise UserError(f"two conditions have the same name: {[c.name for c in self.all]}")
+        object.__setattr__(self, "by_name", by_name)
+
+    def __iter__(self) -> Iterator[Condition]:
+        return iter(self.all)
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def __getitem__(self, name: str) -> Condition:
+        """The condition `name`; raises `UserError` if the model has none of that name."""
+        if not self.all:
+            raise UserError(f"unknown condition {name!r}: this model was trained without conditions")
+        if name not in self.by_name:
+            raise UserError(
+                f"unknown condition {name!r}{_suggestion(name, self.names)}: known are {_listed(self.names)}"
+            )
+        return self.by_name[name]
 
     @property
     def names(self) -> list[str]:
-        """The labels, in the order of the columns that `encode` returns."""
-        return list(self.values)
+        """The conditions' names, in order."""
+        return [condition.name for condition in self.all]
 
-    @property
-    def table_sizes(self) -> list[int]:
-        """Rows of each label's table: its values and one for hidden."""
-        return [len(values) + 1 for values in self.values.values()]
+    def fused_by(self, fuse: Fuse) -> list[Condition]:
+        """The conditions that enter the model in this way."""
+        return [condition for condition in self.all if condition.fuse == fuse]
 
-    def index(self, name: str, value: Label) -> int:
-        """The row (1 to n) of a value in the table of a label; raises `UserError` if either is unknown."""
-        self._check_name(name)
-        known = self.values[name]
-        if value not in known:
-            raise UserError(
-                f"unknown value {value!r} for label {name!r}{_suggestion(value, known)}:"
-                f" known are {_listed(known)}"
-            )
-        return list(known).index(value) + 1
+    def encode(
+        self, inputs: Mapping[str, Sequence[Label | Tensor | None]], *, partial: bool = False
+    ) -> GivenConditions:
+        """Lists of one value a clip, for each condition, as tensors.
 
-    def encode(self, labels: Mapping[str, Sequence[Label]]) -> Tensor:
-        """Lists of values, one a clip, for each label, as table rows: [B, num_conditions] int64.
+        A label's value is a number or a name, tags are a tuple of names, a sequence is a tensor [L, E]; None
+        hides the condition for that clip. With `partial`, conditions may be left out, which hides them.
 
-        A vocabulary without labels gives [0, 0]. Raises `UserError` for an unknown or missing label, an
-        unknown value, or lists of unequal length.
+        Raises `UserError` for an unknown or missing condition, an unknown value or tag, a sequence of another
+        width, or lists of unequal length.
         """
-        for name in labels:
-            self._check_name(name)
-        for name in self.names:
-            if name not in labels:
-                raise UserError(f"label {name!r} is missing: this model needs {_listed(self.names)}")
-        lengths = {name: len(values) for name, values in labels.items()}
+        for name in inputs:
+            _ = self[name]
+        missing = [name for name in self.names if name not in inputs]
+        if missing and not partial:
+            raise UserError(f"condition {missing[0]!r} is missing: this model needs {_listed(self.names)}")
+        lengths = {name: len(values) for name, values in inputs.items()}
         if len(set(lengths.values())) > 1:
-            raise UserError(f"every label needs one value a clip, but their numbers differ: {lengths}")
-        shape = max(lengths.values(), default=0), len(self.names)
-        rows = torch.empty(shape, dtype=torch.int64)
-        for i, name in enumerate(self.names):
-            rows[:, i] = torch.tensor([self.index(name, value) for value in labels[name]], dtype=torch.int64)
-        return rows
+            raise UserError(f"every condition needs one value a clip, but their numbers differ: {lengths}")
+        return {name: _encode(self.by_name[name], values) for name, values in inputs.items()}
 
-    def _check_name(self, name: str) -> None:
-        if not self.values:
-            raise UserError(f"unknown label {name!r}: this model was trained without labels")
-        if name not in self.values:
-            raise UserError(
-                f"unknown label {name!r}{_suggestion(name, self.names)}: known are {_listed(self.names)}"
-            )
+    def check(self, given: GivenConditions) -> None:
+        """Raise `UserError` if tensors do not have the form of these conditions."""
+        for name, one in given.items():
+            condition = self[name]
+            last = {"label": 1, "tags": len(condition.values), "sequence": condition.width}[condition.kind]
+            num_dims = 3 if condition.kind == "sequence" else 2
+            if one.values.ndim != num_dims or one.values.shape[-1] != last:
+                form = "[B, L, {}]" if condition.kind == "sequence" else "[B, {}]"
+                raise UserError(
+                    f"condition {name!r} must have the shape {form.format(last)},"
+                    f" not {list(one.values.shape)}"
+                )
+            rows = condition.num_rows
+            if condition.kind == "label" and bool(((one.values < 0) | (one.values >= rows)).any()):
+                raise UserError(f"condition {name!r} must hold rows of a table of {rows}, 0 for hidden")
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """As JSON values."""
+        return [
+            {f.name: getattr(condition, f.name) for f in dataclasses.fields(condition)}
+            | {"values": list(condition.values)}
+            for condition in self.all
+        ]
+
+    @classmethod
+    def from_list(cls, found: Sequence[Mapping[str, Any]]) -> Self:
+        """Undo `to_list`; raises `UserError` if it is something else."""
+        try:
+            return cls(tuple(Condition(**{**one, "values": tuple(one["values"])}) for one in found))
+        except (TypeError, KeyError) as error:
+            raise UserError(f"the model's conditions cannot be read: {error}") from error
+
+
+def label_condition(name: str, found: Sequence[Label], fuse: Fuse = "sum") -> Condition:
+    """A condition over the sorted values `found`, one a clip: names, whole numbers, or tuples of tags.
+
+    Raises `UserError` if there are none, or if they mix numbers and text or are fractions.
+    """
+    if any(isinstance(value, tuple) for value in found):
+        tags = {tag for value in found if isinstance(value, tuple) for tag in value}
+        if not tags:
+            raise UserError(f"no clip has any tag in {name!r}: leave that condition out")
+        return Condition(name, "tags", fuse, tuple(sorted(tags)))
+    if any(isinstance(value, float) for value in found):
+        raise UserError(
+            f"label {name!r} has fractions: a model can be told whole numbers, names and tags"
+            " (round them, or name ranges, in the corpus)"
+        )
+    values = set(found)
+    numbers = sorted(value for value in values if isinstance(value, int))
+    texts = sorted(value for value in values if isinstance(value, str))
+    if numbers and texts:
+        raise UserError(
+            f"label {name!r} mixes numbers and text ({numbers[0]} and {texts[0]!r}): use one of them"
+        )
+    if not values:
+        raise UserError(f"there are no clips to learn the values of label {name!r} from")
+    return Condition(name, "label", fuse, tuple(numbers or texts))
+
+
+def pad_sequences(sequences: Sequence[Tensor], length: int | None) -> Given:
+    """Sequences [L, E] of different length as one condition [B, L, E], cut or padded to `length`."""
+    cut = [sequence[:length] for sequence in sequences]
+    longest = length if length is not None else max(1, *(len(sequence) for sequence in cut))
+    values = torch.zeros(len(cut), longest, cut[0].shape[1])
+    mask = torch.zeros(len(cut), longest, dtype=torch.bool)
+    for i, sequence in enumerate(cut):
+        values[i, : len(sequence)] = sequence
+        mask[i, : len(sequence)] = True
+    return Given(values, mask)
+
+
+def hide_all(given: GivenConditions) -> GivenConditions:
+    """The same conditions, hidden for all clips."""
+    return {name: Given(one.values, torch.zeros_like(one.mask)) for name, one in given.items()}
+
+
+def join(a: GivenConditions, b: GivenConditions) -> GivenConditions:
+    """The clips of `a`, then those of `b`, which has the same conditions."""
+    return {
+        name: Given(torch.cat([a[name].values, b[name].values]), torch.cat([a[name].mask, b[name].mask]))
+        for name in a
+    }
+
+
+def select(given: GivenConditions, rows: slice) -> GivenConditions:
+    """Some of the clips."""
+    return {name: Given(one.values[rows], one.mask[rows]) for name, one in given.items()}
 
 
 # One coin a clip: a coin a batch would make whole steps conditional or whole steps unconditional.
-def drop_conditions(labels: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
-    """Hide all labels of a clip together, each clip with `probability`: [B, num_conditions] to the same.
+def condition_coins(batch_size: int, probability: float, generator: torch.Generator | None = None) -> Tensor:
+    """Which clips keep their conditions: [B] bool, each False with `probability`.
 
     Classifier-free guidance, arXiv:2207.12598, algorithm 1. The coins are drawn on the generator's device.
     """
-    device = labels.device if generator is None else generator.device
-    keep = torch.rand(labels.shape[0], 1, generator=generator, device=device) >= probability
-    return torch.where(keep.to(labels.device), labels, HIDDEN)
+    device = None if generator is None else generator.device
+    return torch.rand(batch_size, generator=generator, device=device) >= probability
+
+
+def _encode(condition: Condition, values: Sequence[Label | Tensor | None]) -> Given:
+    shown = torch.tensor([[value is not None] for value in values], dtype=torch.bool).reshape(-1, 1)
+    if condition.kind == "sequence":
+        empty = torch.zeros(0, condition.width)
+        sequences = [empty if value is None else torch.as_tensor(value).float() for value in values]
+        for sequence in sequences:
+            if sequence.ndim != 2 or sequence.shape[1] != condition.width:
+                raise UserError(
+                    f"condition {condition.name!r} needs vectors [L, {condition.width}] for this model,"
+                    f" not {list(sequence.shape)}"
+                )
+        return pad_sequences(sequences, condition.length)
+    if condition.kind == "label":
+        rows = [HIDDEN if value is None else condition.row(_as_label(value)) for value in values]
+        return Given(torch.tensor(rows, dtype=torch.int64).reshape(-1, 1), shown)
+    present = torch.zeros(len(values), len(condition.values))
+    for i, value in enumerate(values):
+        if isinstance(value, str):
+            raise UserError(f"tags {condition.name!r} must be a list of tags a clip, not {value!r}")
+        for tag in () if value is None else value:  # type: ignore[union-attr]
+            present[i, condition.row(tag) - 1] = 1
+    return Given(present, shown)
+
+
+def _as_label(value: Any) -> Label:
+    """NumPy's and torch's whole numbers as Python's."""
+    return value.item() if hasattr(value, "item") else value  # type: ignore[no-any-return]
 
 
 def _listed(values: Sequence[Label], at_most: int = 12) -> str:

@@ -11,7 +11,6 @@ Shapes: B batch, K codebooks, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,19 +27,28 @@ from ..core.run import stage_main
 from ..core.schema import Generate, Recipe
 from ..tokenize.codec import Codec, load_codec_from_info
 from ..tokenize.corpus import Label
-from ..tokenize.store import TokenSplit, TokenStore
-from .generate import generate
+from ..tokenize.store import TokenStore
+from .batches import TokenBatches
+from .conditions import GivenConditions, select
+from .generate import Generator
+from .language_model import LanguageModel
+from .sampling import Sampling
 from .transformer import TransformerLM
 
 
 @dataclass(frozen=True)
-class Request:
-    """One clip to generate."""
+class Requests:
+    """The clips to generate: what the model is told of each, and what each begins with."""
 
-    labels: Mapping[str, Label]
-    source_id: str
-    """The real clip that lends its labels, and its beginning where there is a prompt."""
-    prompt: np.ndarray | None  # [K, T0]
+    given: GivenConditions
+    labels: list[dict[str, Label]]
+    """The same for people, as far as it can be said in words and numbers."""
+    source_ids: list[str]
+    """The real clips that lend their conditions, and their beginnings where there are prompts."""
+    prompt: Tensor | None  # [B, K, T0]
+
+    def __len__(self) -> int:
+        return len(self.source_ids)
 
 
 def sample(recipe: Recipe) -> None:
@@ -50,7 +58,7 @@ def sample(recipe: Recipe) -> None:
     store = TokenStore(recipe.folder / "tokens")
     codec = load_codec_from_info(store.info, device)
     lm = TransformerLM.from_pretrained(recipe.folder / "model").to(device)
-    requests = choose_requests(store.split(config.labels_from), lm, config)
+    requests = choose_requests(store, lm, config)
     with atomic_folder(recipe.folder / "samples") as partial:
         write_samples(partial, lm, codec, requests, config, "generate")
         if config.untrained_baseline:
@@ -59,64 +67,62 @@ def sample(recipe: Recipe) -> None:
             write_samples(partial / "untrained", untrained, codec, requests, config, "baseline")
 
 
-def choose_requests(split: TokenSplit, lm: TransformerLM, config: Generate) -> list[Request]:
-    """As many requests as the recipe asks for, with labels of real clips, taken in turn.
+def choose_requests(store: TokenStore, lm: LanguageModel, config: Generate) -> Requests:
+    """As many requests as the recipe asks for, with conditions of real clips, taken in turn.
 
     Clips with a label value that the model has never met are passed over. Raises `UserError` if none is left.
     """
+    split = store.split(config.labels_from)
     if not len(split):
         raise UserError(
             f"generate.labels_from: the split '{split.name}' has no clips; name another, or hold out more"
         )
-    vocabulary = lm.config.vocabulary
-    columns = {name: split.column(name) for name in vocabulary.names}
-    ids = split.column("id")
+    num_frames = round(config.duration_s * lm.config.frame_rate)
+    batches = TokenBatches(store, split, lm.config.conditions, num_frames)
     num_prompt = round(config.prompt_s * lm.config.frame_rate)
-    usable = [
-        i
-        for i in np.random.default_rng(config.seed).permutation(len(split))
-        if all(columns[name][i] in known for name, known in vocabulary.values.items())
-        and split.num_frames[i] >= num_prompt
-    ]
+    known = batches.known(np.random.default_rng(config.seed).permutation(len(split)).tolist())
+    usable = [clip for clip in known if split.num_frames[clip] >= num_prompt]
     if not usable:
         raise UserError(
             f"no clip of the split '{split.name}' has labels that the model knows and lasts"
             f" {config.prompt_s:g} s: choose another generate.labels_from or prompt_s"
         )
-    return [
-        Request(
-            labels={name: columns[name][i] for name in vocabulary.names},
-            source_id=str(ids[i]),
-            prompt=split.codes(i, 0, num_prompt) if num_prompt else None,
-        )
-        for i in (usable[n % len(usable)] for n in range(config.num_clips))
-    ]
+    clips = [usable[n % len(usable)] for n in range(config.num_clips)]
+    ids = split.column("id")
+    prompts = [torch.from_numpy(split.codes(clip, 0, num_prompt)) for clip in clips]
+    return Requests(
+        given=batches.given([(clip, 0) for clip in clips]),
+        labels=[batches.labels(clip) for clip in clips],
+        source_ids=[str(ids[clip]) for clip in clips],
+        prompt=torch.stack(prompts) if num_prompt else None,
+    )
 
 
 def write_samples(
-    folder: Path, lm: TransformerLM, codec: Codec, requests: Sequence[Request], config: Generate, title: str
+    folder: Path, lm: LanguageModel, codec: Codec, requests: Requests, config: Generate, title: str
 ) -> None:
     """Generate one clip for each request, in batches, and write the wavs and `samples.jsonl`."""
     folder.mkdir(exist_ok=True)
     num_samples = round(config.duration_s * codec.sample_rate)
+    generator = Generator(lm, weights=config.weights)
     lines = []
     with progress_bar() as bar:
         task = bar.add_task(title, total=len(requests))
         for first in range(0, len(requests), config.batch_size):
-            batch = requests[first : first + config.batch_size]
-            codes = generate_batch(lm, codec.num_frames(num_samples), batch, config, first)
+            rows = slice(first, min(first + config.batch_size, len(requests)))
+            codes = generate_rows(generator, codec.num_frames(num_samples), requests, rows, config)
             # One clip at a time: a batch of long clips does not fit a cache or a small GPU.
-            for i, (request, clip) in enumerate(zip(batch, codes, strict=True), start=first):
+            for i, clip in enumerate(codes, start=first):
                 audio = codec.decode(clip[None], num_samples=num_samples)[0]
                 name = f"{i:05d}.wav"
                 write_wav(folder / name, audio.cpu().numpy(), codec.sample_rate)
                 lines.append(
                     {
                         "file": name,
-                        "labels": dict(request.labels),
+                        "labels": requests.labels[i],
                         "seed": config.seed,
                         "row": i,
-                        "source_id": request.source_id,
+                        "source_id": requests.source_ids[i],
                         "prompt_s": config.prompt_s,
                         "num_frames": clip.shape[-1],
                         "duration_s": config.duration_s,
@@ -126,24 +132,20 @@ def write_samples(
     write_jsonl(folder / "samples.jsonl", lines)
 
 
-def generate_batch(
-    lm: TransformerLM, num_frames: int, batch: Sequence[Request], config: Generate, first: int
+def generate_rows(
+    generator: Generator, num_frames: int, requests: Requests, rows: slice, config: Generate
 ) -> Tensor:
-    """Codes `[B, K, T]` for some requests, the first of which is number `first` of the whole set."""
-    names = lm.config.vocabulary.names
-    prompts = [request.prompt for request in batch if request.prompt is not None]
-    return generate(
-        lm,
+    """Codes `[B, K, T]` for some of the requests."""
+    overlap = None if config.overlap_s is None else round(config.overlap_s * generator.config.frame_rate)
+    return generator.generate(
         num_frames,
-        batch_size=len(batch),
-        labels={name: [request.labels[name] for request in batch] for name in names} if names else None,
-        prompt=torch.from_numpy(np.stack(prompts)) if prompts else None,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        cfg_scale=config.cfg_scale,
+        batch_size=rows.stop - rows.start,
+        conditions=select(requests.given, rows),
+        prompt=None if requests.prompt is None else requests.prompt[rows],
+        sampling=Sampling(config.temperature, config.top_k, config.top_p, config.cfg_scale),
         seed=config.seed,
-        row_offset=first,
+        first_clip=rows.start,
+        overlap_frames=overlap,
     )
 
 

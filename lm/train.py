@@ -23,37 +23,14 @@ from ..core.loop import Batch, Job, Loss, Phase, adamw, step_seed, train
 from ..core.run import is_main_process, stage_main
 from ..core.sampler import CropSampler
 from ..core.schema import Recipe, TransformerModel
-from ..tokenize.store import TokenSplit, TokenStore
+from ..tokenize.store import TokenStore
+from .batches import TokenBatches, conditions_of, from_batch
 from .card import write_card
-from .conditions import LabelVocabulary, drop_conditions
+from .conditions import Conditions, condition_coins
 from .transformer import TransformerConfig, TransformerLM
 
 # Validation looks at no more than this many clips, the same each time.
 _VALID_CLIPS = 256
-
-
-class TokenBatches:
-    """Crops of stored clips, padded to one length, with their labels."""
-
-    def __init__(self, split: TokenSplit, vocabulary: LabelVocabulary, num_frames: int) -> None:
-        self.split = split
-        self.num_frames = num_frames
-        columns = {name: split.column(name) for name in vocabulary.names}
-        self._labels = vocabulary.encode(columns) if vocabulary.names else torch.empty(len(split), 0).long()
-
-    def labels(self, clips: list[int]) -> Tensor:
-        """Table rows `[B, num_conditions]` of some clips."""
-        return self._labels[clips]
-
-    def collate(self, crops: list[tuple[int, int]], labels: Tensor) -> Batch:
-        """`codes` [B, K, T], `labels` [B, num_conditions] and `mask` [B, T] for (clip, first frame) pairs."""
-        found = [self.split.codes(clip, start, self.num_frames) for clip, start in crops]
-        codes = np.zeros((len(found), found[0].shape[0], self.num_frames), dtype=np.int64)
-        mask = np.zeros((len(found), self.num_frames), dtype=bool)
-        for i, crop in enumerate(found):
-            codes[i, :, : crop.shape[1]] = crop
-            mask[i, : crop.shape[1]] = True
-        return {"codes": torch.from_numpy(codes), "labels": labels, "mask": torch.from_numpy(mask)}
 
 
 def train_lm(recipe: Recipe) -> None:
@@ -68,29 +45,29 @@ def train_lm(recipe: Recipe) -> None:
             "there are no tokens in the split 'train': lower the fractions held out, or add audio"
         )
     num_frames = max(1, round(config.crop_s * store.info.frame_rate))
-    vocabulary = vocabulary_of(split, model.conditions)
-    batches = TokenBatches(split, vocabulary, num_frames)
+    conditions = conditions_of(store, split, model.conditions)
+    batches = TokenBatches(store, split, conditions, num_frames)
     sampler = CropSampler(split.num_frames, num_frames, config.seed)
 
     def batch(step: int, rows: range) -> Batch:
-        crops = sampler.draw(step, config.batch_size, rows)
+        crops = [(crop.clip, crop.start) for crop in sampler.draw(step, config.batch_size, rows)]
         # Coins for the whole global batch, of which this process takes its rows: they cannot depend on how
         # many processes there are.
         coins = torch.Generator().manual_seed(step_seed(config.seed, 2, step))
-        labels = torch.zeros(config.batch_size, len(vocabulary.names), dtype=torch.int64)
-        labels[rows.start : rows.stop] = batches.labels([crop.clip for crop in crops])
-        labels = drop_conditions(labels, model.condition_dropout, coins)[rows.start : rows.stop]
-        return batches.collate([(crop.clip, crop.start) for crop in crops], labels)
+        keep = condition_coins(config.batch_size, model.condition_dropout, coins)[rows.start : rows.stop]
+        given = {name: one.hide(keep) for name, one in batches.given(crops).items()}
+        return batches.collate(crops, given)
 
     torch.manual_seed(config.seed)
-    lm = TransformerLM(transformer_config(model, store, vocabulary))
+    lm = TransformerLM(transformer_config(model, store, conditions, num_frames))
+    lm.use_attention(model.attention)
     train(
         Job(
             modules={"lm": lm},
             phases=[Phase("lm", "lm", adamw(lm, config), _loss)],
             averaged="lm",
             batch=batch,
-            validate=_Validation(store, vocabulary, num_frames, config.batch_size),
+            validate=_Validation(store, conditions, num_frames, config.batch_size),
             save=lambda module, scores: _save(module, recipe, scores),
             unit="tokens",
         ),
@@ -99,29 +76,31 @@ def train_lm(recipe: Recipe) -> None:
     )
 
 
-def vocabulary_of(split: TokenSplit, conditions: list[str]) -> LabelVocabulary:
-    """The values of the labels `conditions` that occur in `split`."""
-    columns = {name: split.column(name) for name in conditions}
-    rows = [{name: columns[name][i] for name in conditions} for i in range(len(split))]
-    return LabelVocabulary.from_rows(conditions, rows)
-
-
 def transformer_config(
-    model: TransformerModel, store: TokenStore, vocabulary: LabelVocabulary
+    model: TransformerModel, store: TokenStore, conditions: Conditions, num_frames: int
 ) -> TransformerConfig:
-    """The architecture that a recipe asks for, over the tokens of `store`."""
+    """The architecture that a recipe asks for, over the tokens of `store`, for crops of `num_frames`."""
     return TransformerConfig.for_codec(
         dataclasses.asdict(store.info),
+        conditions,
+        window_frames=num_frames,
+        pattern=model.pattern,
+        delays=None if model.delays is None else tuple(model.delays),
         dim=model.dim,
         num_layers=model.num_layers,
         num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        feed_forward_dim=model.feed_forward_dim,
+        norm=model.norm,
+        activation=model.activation,
+        positions=model.positions,
+        qk_norm=model.qk_norm,
         dropout=model.dropout,
-        vocabulary=vocabulary,
     )
 
 
 def _loss(modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
-    loss = modules["lm"](batch["codes"], batch["labels"], batch["mask"])
+    loss = modules["lm"](batch["codes"], from_batch(batch), batch["mask"])
     metrics = {f"codebook_{k}": value for k, value in enumerate(loss.per_codebook)}
     return Loss(loss.mean, loss.num_tokens, metrics)
 
@@ -132,29 +111,18 @@ class _Validation:
     Clips with a label value that does not occur in training are left out; with none left there are no scores.
     """
 
-    def __init__(
-        self, store: TokenStore, vocabulary: LabelVocabulary, num_frames: int, batch_size: int
-    ) -> None:
+    def __init__(self, store: TokenStore, conditions: Conditions, num_frames: int, batch_size: int) -> None:
         split = store.split("valid")
-        columns = {name: split.column(name) for name in vocabulary.names}
-        known = [
-            i
-            for i in range(len(split))
-            if all(columns[name][i] in values for name, values in vocabulary.values.items())
-        ]
+        batches = TokenBatches(store, split, conditions, num_frames)
+        known = batches.known(range(len(split)))
         if not known and is_main_process():
             why = "each has a label value that the model never meets" if len(split) else "there are none"
             print(f"train: no clip of the split 'valid' can be validated on, because {why}", file=sys.stderr)
         chosen = np.random.default_rng(0).permutation(known)[:_VALID_CLIPS]
         self._batches: list[Batch] = []
-        encoded = vocabulary.encode({name: [columns[name][i] for i in chosen] for name in vocabulary.names})
-        cropper = TokenBatches(split, LabelVocabulary(), num_frames)
         for first in range(0, len(chosen), batch_size):
-            part = chosen[first : first + batch_size]
-            labels = (
-                encoded[first : first + batch_size] if vocabulary.names else torch.empty(len(part), 0).long()
-            )
-            self._batches.append(cropper.collate([(int(i), 0) for i in part], labels))
+            crops = [(int(clip), 0) for clip in chosen[first : first + batch_size]]
+            self._batches.append(batches.collate(crops, batches.given(crops)))
 
     def __call__(self, lm: nn.Module) -> dict[str, float]:
         device = next(lm.parameters()).device

@@ -2,171 +2,40 @@
 
 One step of the sequence holds at most one token of each of the K codebooks (`patterns.py` says which): their
 embeddings are summed into one vector, the blocks mix the steps causally, and one head predicts the K tokens
-of the next step, each given everything before that step. Labels of the clip are summed into every step.
+of the next step, each given everything before that step. Conditions are added to every step, stand before the
+first one, or are attended to by cross-attention (`conditioner.py`).
 
-Blocks are pre-norm with RMSNorm (arXiv:1910.07467), rotary positions (arXiv:2104.09864), normalised queries
-and keys (arXiv:2010.04245) and SwiGLU (arXiv:2002.05202); nothing has a bias.
+Blocks are pre-norm, and nothing has a bias but LayerNorm. By default: RMSNorm, rotary positions, normalised
+queries and keys, SwiGLU. `transformer_config.py` has the options, which also express MusicGen
+(arXiv:2306.05284, sec. 2 and 3.1).
 
-Shapes: B batch, K codebooks, T frames, S pattern steps, V codebook size, D model width, H heads.
+Shapes: B batch, K codebooks, T frames, S pattern steps, V codebook size, D model width, H heads, H_kv key
+heads, P prepended steps, M states of the memory.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Self
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils._pytree import register_dataclass
 
-from ..core.errors import UserError
-from ..core.files import atomic_file, write_json
-from .conditions import HIDDEN, LabelVocabulary
-from .patterns import DelayPattern, Pattern
+from .attention import Backend, Visible, attend, attend_memory, usable_backend
+from .conditioner import Conditioner, Fused
+from .conditions import GivenConditions
+from .decoder import Prepared, Weights
+from .language_model import LanguageModel, LMLoss
+from .transformer_config import TransformerConfig
 
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
+__all__ = ["KVCache", "TransformerConfig", "TransformerLM"]
+
 INIT_STD = 0.02
 
 
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Everything that decides the shape of a model and the meaning of its tokens."""
-
-    num_codebooks: int
-    """K."""
-    codebook_size: int
-    """V; the token V is special: it stands where a codebook has no token."""
-    frame_rate: float
-    """Frames a second."""
-    delays: tuple[int, ...]
-    """[K] steps by which the pattern shifts each codebook."""
-    dim: int = 256
-    """Width of the residual stream."""
-    num_layers: int = 6
-    num_heads: int = 4
-    """Must divide `dim` into heads of even width."""
-    dropout: float = 0.0
-    """On the residual branches, while training."""
-    pattern: Literal["delay"] = "delay"
-    vocabulary: LabelVocabulary = field(default_factory=LabelVocabulary)
-    """Labels that condition the model; empty for none."""
-    codec: Mapping[str, Any] = field(default_factory=dict)
-    """The content of `codec.json`: which codec turns the tokens into audio."""
-
-    def __post_init__(self) -> None:
-        if self.dim % (2 * self.num_heads):
-            raise UserError(
-                f"dim {self.dim} must be a multiple of 2 * num_heads = {2 * self.num_heads}"
-                " (rotary positions need an even head width)"
-            )
-        if len(self.delays) != self.num_codebooks or min(self.delays) != 0:
-            raise UserError(
-                f"delays {list(self.delays)} must be {self.num_codebooks} numbers,"
-                " one a codebook, the smallest 0"
-            )
-        if self.pattern != "delay":
-            raise UserError(f"unknown codebook pattern {self.pattern!r}: known is 'delay'")
-        for name in ("num_codebooks", "codebook_size", "frame_rate"):
-            if name in self.codec and self.codec[name] != getattr(self, name):
-                raise UserError(
-                    f"{name} is {getattr(self, name)} for the model but {self.codec[name]} for its codec"
-                )
-
-    @classmethod
-    def for_codec(
-        cls,
-        codec: Mapping[str, Any],
-        *,
-        dim: int,
-        num_layers: int,
-        num_heads: int,
-        dropout: float = 0.0,
-        vocabulary: LabelVocabulary | None = None,
-    ) -> Self:
-        """A model for the tokens of `codec` (the content of `codec.json`), each codebook one step later."""
-        num_codebooks: int = codec["num_codebooks"]
-        return cls(
-            num_codebooks=num_codebooks,
-            codebook_size=codec["codebook_size"],
-            frame_rate=codec["frame_rate"],
-            delays=tuple(range(num_codebooks)),
-            dim=dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            dropout=dropout,
-            vocabulary=vocabulary or LabelVocabulary(),
-            codec=codec,
-        )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Undo `to_dict`; raises `UserError` that names unknown or missing settings."""
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(values.keys() - known.keys())
-        required = {
-            name for name, f in known.items() if f.default is f.default_factory is dataclasses.MISSING
-        }
-        missing = sorted(required - values.keys())
-        if unknown or missing:
-            raise UserError(
-                f"this is not the {CONFIG_NAME} of a Transformer:"
-                f" unknown settings {unknown}, missing settings {missing}"
-            )
-        return cls(
-            **{
-                **values,
-                "delays": tuple(values["delays"]),
-                "vocabulary": LabelVocabulary(values.get("vocabulary", {})),
-            }
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON values."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        vocabulary = {name: list(known) for name, known in self.vocabulary.values.items()}
-        return values | {"delays": list(self.delays), "vocabulary": vocabulary, "codec": dict(self.codec)}
-
-    @property
-    def special(self) -> int:
-        """The token of a step at which a codebook has none: V."""
-        return self.codebook_size
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.dim // self.num_heads
-
-    def make_pattern(self) -> Pattern:
-        """The codebook pattern that the model was built for."""
-        return DelayPattern(self.delays)
-
-
-@dataclass
-class LMLoss:
-    """Cross-entropy of the tokens of a batch, in nats."""
-
-    mean: Tensor  # scalar: over all tokens that count
-    num_tokens: Tensor  # scalar int64: how many those are
-    per_codebook: Tensor  # [K]: mean of each codebook; detached
-
-
-# Wrappers such as FSDP look for tensors in what a module returns; they look into registered classes only.
-register_dataclass(LMLoss, field_names=["mean", "num_tokens", "per_codebook"])
-
-
 class KVCache:
-    """Keys and values of the steps so far, in buffers that never move or grow."""
+    """Keys and values of the steps so far, in buffers that never move or grow, and those of the memory."""
 
     def __init__(
         self,
@@ -176,15 +45,20 @@ class KVCache:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        shape = config.num_layers, batch_size, config.num_heads, max_length, config.head_dim
+        """`max_length` counts the prepended steps too."""
+        shape = config.num_layers, batch_size, config.kv_heads, max_length, config.head_dim
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
         self.max_length = max_length
         self.length = 0
         """Steps that every layer has seen."""
+        self.fused: Fused | None = None
+        """What the conditions have become, at the first step."""
+        self.memories: list[tuple[Tensor, Tensor]] = []
+        """Keys and values of the memory, one pair a layer."""
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write [B, H, S, D/H] after the filled part; returns views of all of it, [B, H, length + S, D/H].
+        """Write [B, H_kv, S, D/H] after the filled part; returns views of all, [B, H_kv, length + S, D/H].
 
         Raises `ValueError` where the buffers are too short.
         """
@@ -196,14 +70,27 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+@dataclass
+class Surroundings:
+    """What all blocks are given beside the residual stream."""
+
+    visible: Visible
+    rotary: tuple[Tensor, Tensor] | None
+    """Cosines and sines of the positions' angles."""
+    memory: Tensor | None = None  # [B, M, D]
+    memory_mask: Tensor | None = None  # [B, M] bool
+    cache: KVCache | None = None
+    backend: Backend = "sdpa"
+
+
 # RoPE: RoFormer, arXiv:2104.09864, eq. 34, where dimension i of a head is paired with i + D/2H.
-def rotary_tables(start: int, num_steps: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the angles at positions start to start + S - 1: two [S, D/2H] float32.
+def rotary_tables(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles at `positions` [..., S]: two [..., S, D/2H] float32.
 
     Computed when needed: a table of fixed length would bound how long a clip can be.
     """
-    frequencies = 10000.0 ** -torch.linspace(0, 1, head_dim // 2 + 1, device=device)[:-1]
-    angles = torch.arange(start, start + num_steps, device=device)[:, None] * frequencies
+    frequencies = 10000.0 ** -torch.linspace(0, 1, head_dim // 2 + 1, device=positions.device)[:-1]
+    angles = positions[..., None] * frequencies
     return angles.cos(), angles.sin()
 
 
@@ -211,6 +98,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair of dimensions of `x` [B, H, S, D/H] by its position's angle."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+# As in audiocraft and tensor2tensor: "Attention Is All You Need", arXiv:1706.03762, sec. 3.5, but with the
+# cosines first and D/2 - 1 in the exponent.
+def sinusoids(positions: Tensor, dim: int) -> Tensor:
+    """Cosines, then sines, of `positions` [..., S] at D/2 frequencies from 1 to 1/10000: [..., S, D]."""
+    exponents = torch.arange(dim // 2, device=positions.device) / (dim // 2 - 1)
+    angles = positions[..., None] * 10000.0**-exponents
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 # RMSNorm: arXiv:1910.07467, eq. 4.
@@ -223,94 +119,139 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
+def make_norm(config: TransformerConfig) -> nn.Module:
+    """The normalisation before each branch."""
+    return RMSNorm(config.dim, eps=1e-6) if config.norm == "rmsnorm" else nn.LayerNorm(config.dim, eps=1e-5)
+
+
 class Attention(nn.Module):
     """Causal self-attention."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.num_heads = config.num_heads
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, eps=1e-6)
-        self.k_norm = RMSNorm(config.head_dim, eps=1e-6)
+        self.head_dim = config.head_dim
+        self.widths = [config.dim, config.kv_heads * config.head_dim, config.kv_heads * config.head_dim]
+        self.qkv = nn.Linear(config.dim, sum(self.widths), bias=False)
+        self.q_norm = RMSNorm(config.head_dim, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, eps=1e-6) if config.qk_norm else nn.Identity()
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, around: Surroundings) -> Tensor:
         """[B, S, D] to [B, S, D]."""
-        num_steps = x.shape[1]
-        # [B, S, 3 D] to three of [B, H, S, D/H]
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(self.q_norm(q), *rotary), rotate(self.k_norm(k), *rotary)
-        num_past = 0
-        if cache is not None:
-            num_past = cache.length
-            k, v = cache.extend(self.layer, k, v)
-        if num_past == 0 or num_steps == 1:
-            x = F.scaled_dot_product_attention(q, k, v, is_causal=num_past == 0 and num_steps > 1)
-        else:  # SDPA's own causal mask would align the first query with the first key
-            shape = num_steps, num_past + num_steps
-            mask = torch.ones(shape, dtype=torch.bool, device=x.device).tril(num_past)
-            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        y: Tensor = self.out(x.transpose(1, 2).flatten(2))
+        # [B, S, D + 2 H_kv · D/H] to [B, H, S, D/H] and two of [B, H_kv, S, D/H]
+        q, k, v = (
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for part in self.qkv(x).split(self.widths, dim=-1)
+        )
+        q, k = self.q_norm(q), self.k_norm(k)
+        if around.rotary is not None:
+            q, k = rotate(q, *around.rotary), rotate(k, *around.rotary)
+        if around.cache is not None:
+            k, v = around.cache.extend(self.layer, k, v)
+        y: Tensor = self.out(attend(q, k, v, around.visible, around.backend).transpose(1, 2).flatten(2))
         return y
 
 
-# SwiGLU: arXiv:2002.05202, eq. 6; a hidden width of 8/3 D keeps the parameters of a plain 4 D layer.
+class CrossAttention(nn.Module):
+    """Attention to the memory of conditions; its keys and values do not change while a clip is generated."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.query = nn.Linear(config.dim, config.dim, bias=False)
+        self.key_value = nn.Linear(config.dim, 2 * config.kv_heads * config.head_dim, bias=False)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the memory [B, M, D]: two [B, H_kv, M, D/H]."""
+        k, v = (
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for part in self.key_value(memory).chunk(2, dim=-1)
+        )
+        return k, v
+
+    def forward(self, x: Tensor, around: Surroundings) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
+        assert around.memory is not None
+        if around.cache is None:
+            k, v = self.keys_values(around.memory)
+        else:
+            if len(around.cache.memories) == self.layer:
+                around.cache.memories.append(self.keys_values(around.memory))
+            k, v = around.cache.memories[self.layer]
+        q = self.query(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        y: Tensor = self.out(attend_memory(q, k, v, around.memory_mask).transpose(1, 2).flatten(2))
+        return y
+
+
 class FeedForward(nn.Module):
-    """Gated feed-forward layer."""
+    """Feed-forward layer: SwiGLU (arXiv:2002.05202, eq. 6), or plain with GELU."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        hidden = 32 * math.ceil(8 * config.dim / 3 / 32)
-        self.gate_up = nn.Linear(config.dim, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, config.dim, bias=False)
+        self.is_gated = config.activation == "swiglu"
+        self.up = nn.Linear(config.dim, (2 if self.is_gated else 1) * config.hidden_dim, bias=False)
+        self.down = nn.Linear(config.hidden_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, S, D] to [B, S, D]."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        y: Tensor = self.down(F.silu(gate) * up)
+        hidden = self.up(x)
+        if self.is_gated:
+            gate, value = hidden.chunk(2, dim=-1)
+            hidden = F.silu(gate) * value
+        else:
+            hidden = F.gelu(hidden)
+        y: Tensor = self.down(hidden)
         return y
 
 
 class Block(nn.Module):
-    """One layer: attention and feed-forward, each normalised before and added after."""
+    """One layer: attention, cross-attention if there is a memory, and feed-forward, each pre-norm."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.dim, eps=1e-6)
+        self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer)
-        self.feed_forward_norm = RMSNorm(config.dim, eps=1e-6)
+        self.cross_norm = make_norm(config) if config.has_memory else None
+        self.cross_attention = CrossAttention(config, layer) if config.has_memory else None
+        self.feed_forward_norm = make_norm(config)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, around: Surroundings) -> Tensor:
         """[B, S, D] to [B, S, D]."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache))
+        x = x + self.dropout(self.attention(self.attention_norm(x), around))
+        if self.cross_attention is not None:
+            assert self.cross_norm is not None
+            x = x + self.dropout(self.cross_attention(self.cross_norm(x), around))
         y: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return y
 
 
-class TransformerLM(nn.Module, PyTorchModelHubMixin, library_name="tokkata", tags=["music-generation"]):
-    """A language model over codes [B, K, T]; `forward` is its training loss, `logits` its prediction."""
+class TransformerLM(LanguageModel):
+    """A Transformer over codes [B, K, T]; `forward` is its training loss, `logits` its prediction."""
+
+    config_class = TransformerConfig
+    config: TransformerConfig
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
         self.pattern = config.make_pattern()
-        table_sizes = config.vocabulary.table_sizes
-        # All tables of a kind are one, and the rows of codebook k (or label i) begin at its offset.
+        self.backend: Backend = "sdpa"
+        # All tables are one, and the rows of codebook k begin at its offset.
         self.token_embedding = nn.Embedding((config.codebook_size + 1) * config.num_codebooks, config.dim)
-        self.label_embedding = nn.Embedding(sum(table_sizes), config.dim) if table_sizes else None
+        self.conditioner = Conditioner(config.conditions, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.norm = RMSNorm(config.dim, eps=1e-6)
+        self.norm = make_norm(config)
         self.head = nn.Linear(config.dim, config.num_codebooks * config.codebook_size, bias=False)
 
         token_offsets = torch.arange(config.num_codebooks) * (config.codebook_size + 1)
-        label_offsets = torch.tensor([0, *table_sizes[:-1]], dtype=torch.int64).cumsum(0)
         self.register_buffer("token_offsets", token_offsets, persistent=False)
-        self.register_buffer("label_offsets", label_offsets, persistent=False)
         self.token_offsets: Tensor  # [K]
-        self.label_offsets: Tensor  # [num_conditions]
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -325,29 +266,77 @@ class TransformerLM(nn.Module, PyTorchModelHubMixin, library_name="tokkata", tag
         # The last norm gives vectors of length sqrt(D): logits deviate by 0.02, so the loss begins at ln V.
         nn.init.normal_(self.head.weight, std=INIT_STD / math.sqrt(self.config.dim))
 
+    def use_attention(self, backend: Backend) -> None:
+        """Compute attention with `backend` where it runs on the model's device; else a line says why not."""
+        self.backend = usable_backend(backend, self.device, self.config.head_dim)
+
     # ------------------------------------------------------------------------------------------ prediction
 
-    def hidden_states(
-        self, tokens: Tensor, labels: Tensor | None = None, cache: KVCache | None = None
-    ) -> Tensor:
-        """What the head reads: tokens [B, K, S] and labels as in `logits` to [B, S, D]."""
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """The sum of the K tokens' embeddings: [B, K, S] to [B, S, D]."""
         batch_size, num_codebooks, num_steps = tokens.shape
         rows = (tokens + self.token_offsets[:, None]).transpose(1, 2).reshape(-1, num_codebooks)
-        x = F.embedding_bag(rows, self.token_embedding.weight, mode="sum").view(batch_size, num_steps, -1)
-        if self.label_embedding is not None:
-            if labels is None:
-                labels = tokens.new_full((batch_size, len(self.label_offsets)), HIDDEN)
-            x = x + self.label_embedding(labels + self.label_offsets).sum(1, keepdim=True)
-        start = cache.length if cache is not None else 0
-        rotary = rotary_tables(start, num_steps, self.config.head_dim, x.device)
+        return F.embedding_bag(rows, self.token_embedding.weight, mode="sum").view(batch_size, num_steps, -1)
+
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        conditions: GivenConditions | None = None,
+        cache: KVCache | None = None,
+        clips: Tensor | None = None,
+    ) -> Tensor:
+        """What the head reads: tokens [B, K, S] and the rest as in `logits` to [B, S, D].
+
+        With `clips` [B, S] int64, a row holds several clips one after another: the clip of each step, as its
+        number among the conditions (those that are added; prepended ones and memories have no place there).
+        """
+        x = self.embed_tokens(tokens)
+        start = 0 if cache is None else cache.length
+        fused = cache.fused if cache is not None else None
+        if fused is None:
+            num_clips = tokens.shape[0] if clips is None or not conditions else _num_clips(conditions)
+            fused = self.conditioner(conditions or {}, num_clips)
+        if fused.added is not None:
+            x = x + (fused.added[:, None] if clips is None else fused.added[_clip_rows(clips, fused.added)])
+        num_prepended = 0
+        if fused.prefix is not None and start == 0:
+            num_prepended = fused.prefix.shape[1]
+            x = torch.cat([fused.prefix.to(x.dtype), x], dim=1)
+
+        num_steps = x.shape[1]
+        positions = torch.arange(start, start + num_steps, device=x.device)
+        if clips is not None:
+            positions = _positions_in_clips(clips)[:, None]  # [B, 1, S], for all heads
+        rotary = None
+        if self.config.positions == "rope":
+            rotary = rotary_tables(positions, self.config.head_dim)
+        else:
+            x = x + sinusoids(positions if clips is None else positions[:, 0], self.config.dim).to(x.dtype)
+        seen_keys = None
+        if fused.prefix_mask is not None:
+            seen_keys = F.pad(
+                fused.prefix_mask, (0, start + num_steps - fused.prefix_mask.shape[1]), value=True
+            )
+        around = Surroundings(
+            Visible(num_steps, start, seen_keys, clips),
+            rotary,
+            fused.memory,
+            fused.memory_mask,
+            cache,
+            self.backend,
+        )
+        x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, rotary, cache)
+            x = block(x, around)
         if cache is not None:
             cache.length += num_steps
-        y: Tensor = self.norm(x)
+            cache.fused = fused
+        y: Tensor = self.norm(x[:, num_prepended:])
         return y
 
-    def logits(self, tokens: Tensor, labels: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def logits(
+        self, tokens: Tensor, conditions: GivenConditions | None = None, cache: KVCache | None = None
+    ) -> Tensor:
         """Unnormalised log-probabilities of the next step's tokens: [B, K, S, V].
 
         The input `tokens` [B, K, S] is the sequence that `pattern.apply` makes, one step late: step 0 holds
@@ -355,32 +344,52 @@ class TransformerLM(nn.Module, PyTorchModelHubMixin, library_name="tokkata", tag
         s predicts pattern step s, which is input step s + 1. What it says about a codebook that has no token
         at that step means nothing.
 
-        `labels` [B, num_conditions] are table rows, 0 for a hidden one; None hides all. With a `cache` the
-        tokens are those that follow the ones that it has seen, and it then has seen these too.
+        Conditions that are not given are hidden. With a `cache` the tokens are those that follow the ones
+        that it has seen, and it then has seen these too; it keeps the conditions of the first call.
         """
-        y = self.head(self.hidden_states(tokens, labels, cache))
+        y = self.head(self.hidden_states(tokens, conditions, cache))
         return y.unflatten(-1, (self.config.num_codebooks, -1)).transpose(1, 2)  # type: ignore[no-any-return]
+
+    def prepare(self, weights: Weights = "fp32") -> Prepared:
+        """See `transformer_decoder.py`."""
+        from .transformer_decoder import prepare_transformer
+
+        return prepare_transformer(self, weights)
 
     # -------------------------------------------------------------------------------------------- training
 
     def forward(
-        self, codes: Tensor, labels: Tensor | None = None, frame_mask: Tensor | None = None
+        self,
+        codes: Tensor,
+        conditions: GivenConditions | None = None,
+        frame_mask: Tensor | None = None,
+        clips: Tensor | None = None,
     ) -> LMLoss:
-        """The loss of codes [B, K, T] under labels [B, num_conditions] (0 or None: hidden).
+        """The loss of codes [B, K, T] under `conditions` (None: all hidden).
 
         Frames that are False in `frame_mask` [B, T] (the padding of a short clip) are neither seen nor
-        counted, so a padded clip has exactly the loss of the clip alone.
+        counted, so a padded clip has exactly the loss of the clip alone. (Not under the pattern
+        `coarse_first`, whose second half begins where the padding ends.)
+
+        With `clips` [B, T] int64, rows hold several clips, `pattern.gap` masked frames after each: the number
+        of the clip that each frame belongs to, the gap after it included. Clips do not see each other, and
+        each has the loss that it has alone.
         """
         config = self.config
         num_frames = codes.shape[2]
         if frame_mask is not None:
             codes = codes.masked_fill(~frame_mask[:, None], config.special)
         sequence = self.pattern.apply(codes, config.special)
-        hidden = self.hidden_states(F.pad(sequence[:, :, :-1], (1, 0), value=config.special), labels)
+        inputs = F.pad(sequence[:, :, :-1], (1, 0), value=config.special)
+        steps = self.pattern.steps(num_frames, codes.device)
+        if clips is not None:
+            clips = _clips_of_steps(clips, steps.amin(0), sequence.shape[2])
+            begins = F.pad(clips[:, 1:] != clips[:, :-1], (1, 0), value=True)
+            inputs = inputs.masked_fill(begins[:, None], config.special)
+        hidden = self.hidden_states(inputs, conditions, clips=clips)
 
         # One codebook at a time, at the steps where it has a token: against one product for all codebooks and
         # steps this saves a third of the time on a CPU, because the logits stay small enough to be cached.
-        steps = self.pattern.steps(num_frames, codes.device)
         weights = self.head.weight.view(config.num_codebooks, config.codebook_size, config.dim).unbind(0)
         sums = []
         for k, weight in enumerate(weights):
@@ -394,92 +403,25 @@ class TransformerLM(nn.Module, PyTorchModelHubMixin, library_name="tokkata", tag
         count = num_tokens.clamp(min=1)
         return LMLoss(total.sum() / count, num_tokens, (total * config.num_codebooks / count).detach())
 
-    # ------------------------------------------------------------------------------------------------- hub
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        with atomic_file(save_directory / WEIGHTS_NAME) as partial:
-            save_file(self.state_dict(), partial, metadata={"format": "pt"})
-        write_json(save_directory / CONFIG_NAME, self.config.to_dict())
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """A card of the bare facts, for a folder or repository that has none."""
-        config = self.config
-        return ModelCard(
-            "---\nlibrary_name: tokkata\npipeline_tag: text-to-audio\ntags: [music-generation]\n---\n"
-            f"# Transformer over {config.num_codebooks} codebooks of {config.codebook_size}\n\n"
-            f"Width {config.dim}, {config.num_layers} layers, {config.frame_rate:g} frames a second;"
-            f" labels: {', '.join(config.vocabulary.names) or 'none'}.\n"
-        )
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]  # takes no model_kwargs: config.json has them all
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        revision: str | None = None,
-        map_location: str = "cpu",
-    ) -> Self:
-        """Load a model from a local folder or from the Hub, in evaluation mode.
-
-        Raises `UserError` where `config.json` or `model.safetensors` is missing, and names the tensors that
-        the weights lack, have too many, or have in another shape.
-        """
-        where = {
-            "revision": revision,
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "token": token,
-            "local_files_only": local_files_only,
-        }
-        config_file, weights_file = (
-            _find_file(str(pretrained_model_name_or_path), name, where)
-            for name in (CONFIG_NAME, WEIGHTS_NAME)
-        )
-        try:
-            config = TransformerConfig.from_dict(json.loads(config_file.read_text(encoding="utf-8")))
-            weights = load_file(weights_file, device=map_location)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{config_file} is not JSON ({error}): download or save the model again"
-            ) from error
-        except SafetensorError as error:
-            raise UserError(
-                f"{weights_file} is damaged ({error}): download or save the model again"
-            ) from error
-        model = cls(config).to(map_location)
-        _check_weights(model.state_dict(), weights, weights_file)
-        model.load_state_dict(weights, strict=True)
-        return model.eval()
+def _num_clips(conditions: GivenConditions) -> int:
+    return next(iter(conditions.values())).batch_size
 
 
-def _find_file(model_id: str, name: str, where: Mapping[str, Any]) -> Path:
-    """The local path of a model's file, downloaded where `model_id` is no folder."""
-    if Path(model_id).is_dir():
-        path = Path(model_id) / name
-        if not path.is_file():
-            raise UserError(f"{model_id} holds no model: {name} is missing")
-        return path
-    try:
-        return Path(hf_hub_download(model_id, name, **where))
-    except (HFValidationError, EntryNotFoundError, HfHubHTTPError) as error:
-        raise UserError(
-            f"no model at {model_id!r}: it is neither a folder here nor a repository on the Hub"
-            f" from which {name} can be had ({str(error).splitlines()[0]})"
-        ) from error
+def _clip_rows(clips: Tensor, added: Tensor) -> Tensor:
+    """Rows of `added` for each step; steps of no clip (-1) take any, since nobody looks at them."""
+    return clips.clamp(min=0, max=added.shape[0] - 1)
 
 
-def _check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path) -> None:
-    """Raise `UserError` that names all tensors in which a model and a file of weights differ."""
-    reshaped = [name for name in expected if name in found and expected[name].shape != found[name].shape]
-    faults = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
-        "of another shape": reshaped,
-    }
-    texts = [f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names]
-    if texts:
-        raise UserError(f"{file} does not fit its {CONFIG_NAME}; tensors {'; '.join(texts)}")
+def _clips_of_steps(clips: Tensor, first_steps: Tensor, num_steps: int) -> Tensor:
+    """The clip of every step [B, S], from that of every frame [B, T] and each frame's first step [T]."""
+    frames = torch.zeros(num_steps, dtype=torch.int64, device=clips.device)
+    frames[first_steps] = torch.arange(clips.shape[1], device=clips.device)
+    return clips[:, frames.cummax(0).values]
+
+
+def _positions_in_clips(clips: Tensor) -> Tensor:
+    """How many steps each step [B, S] stands after the beginning of its clip."""
+    steps = torch.arange(clips.shape[1], device=clips.device).expand_as(clips)
+    begins = F.pad(clips[:, 1:] != clips[:, :-1], (1, 0), value=True)
+    return steps - torch.where(begins, steps, 0).cummax(1).values

@@ -1,0 +1,49 @@
+"""How a Transformer generates: its own modules over buffers of keys and values that never move.
+
+Shapes: R rows, K codebooks, S steps, V codebook size.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..core.errors import UserError
+from .conditions import GivenConditions
+from .decoder import Decoder, Prepared, Weights
+from .transformer import KVCache, TransformerLM
+
+
+def prepare_transformer(lm: TransformerLM, weights: Weights) -> Prepared:
+    """The fastest form of `lm` for its device; raises `UserError` for weights that it cannot have there."""
+    if weights != "fp32":
+        raise UserError(f"weights cannot be '{weights}' on {lm.device.type}: choose 'fp32'")
+    return PlainTransformer(lm)
+
+
+class PlainTransformer(Prepared):
+    """The model as it was trained; what all other forms are tested against."""
+
+    def __init__(self, lm: TransformerLM) -> None:
+        self.lm = lm
+
+    def decoder(self, conditions: GivenConditions, num_rows: int, max_steps: int) -> Decoder:
+        """A decoder for `num_rows` rows under `conditions`, for at most `max_steps` steps of input."""
+        return PlainDecoder(self.lm, conditions, num_rows, max_steps)
+
+
+class PlainDecoder(Decoder):
+    """Runs the model itself, with a cache."""
+
+    def __init__(self, lm: TransformerLM, conditions: GivenConditions, num_rows: int, max_steps: int) -> None:
+        self._lm = lm
+        fused = lm.conditioner(conditions, num_rows)
+        num_prepended = 0 if fused.prefix is None else fused.prefix.shape[1]
+        dtype = lm.head.weight.dtype
+        self._cache = KVCache(lm.config, num_rows, num_prepended + max_steps, lm.device, dtype)
+        self._cache.fused = fused
+
+    def feed(self, tokens: Tensor) -> Tensor:
+        """[R, K, S] to [R, K, V]."""
+        hidden = self._lm.hidden_states(tokens, cache=self._cache)
+        logits: Tensor = self._lm.head(hidden[:, -1]).unflatten(-1, (tokens.shape[1], -1))
+        return logits
