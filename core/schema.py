@@ -1,7 +1,7 @@
 """What a recipe can say: every section and setting, with its unit, default and meaning.
 
-The many kinds of corpora, codecs and features have files of their own: `schema_corpora.py`,
-`schema_codecs.py` and `schema_features.py`.
+The many kinds of corpora, codecs, features and models have files of their own: `schema_corpora.py`,
+`schema_codecs.py`, `schema_features.py` and `schema_models.py`.
 
 A recipe is data. Each class below is one section; the text under a setting becomes its description in
 `recipes/schema.json` and in error messages. This module imports no stage and no torch, so a recipe is
@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from .schema_codecs import Codec
 from .schema_corpora import Corpus
 from .schema_features import Features
+from .schema_models import DacModel, Model, TransformerModel
 from .sections import (
     NOT_BOOL,
     OPERATIONAL,
@@ -29,75 +30,7 @@ from .sections import (
     Split,
 )
 
-# ----------------------------------------------------------------------------------------------- models
-
-
-class TransformerModel(Section):
-    """A decoder-only Transformer over K codebooks in a delay pattern."""
-
-    kind: Literal["transformer"]
-    dim: PositiveInt = 256
-    """Width of the residual stream."""
-    num_layers: PositiveInt = 6
-    """Number of blocks."""
-    num_heads: PositiveInt = 4
-    """Attention heads; must divide `dim`."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] = 0.0
-    """Dropout on the residual branches while training."""
-    conditions: list[str] = Field(default=[])
-    """Label columns of the corpus that the model is told, such as `pitch`."""
-    condition_dropout: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] = 0.1
-    """Probability, drawn for each clip alone, that its labels are hidden (for classifier-free guidance)."""
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> Self:
-        if self.dim % (2 * self.num_heads):
-            raise ValueError(
-                f"dim {self.dim} must be a multiple of 2 * num_heads = {2 * self.num_heads}"
-                " (rotary positions need an even head width)"
-            )
-        return self
-
-
-class DacModel(Section):
-    """A Descript Audio Codec to train: residual vector quantisation over a convolutional autoencoder."""
-
-    kind: Literal["dac"]
-    sample_rate_hz: PositiveInt = 16000
-    """Sample rate of the audio."""
-    encoder_dim: PositiveInt = 16
-    """Channels after the first convolution; doubled at each stride."""
-    encoder_rates: list[PositiveInt] = Field(default=[5, 4, 4, 4])
-    """Strides of the encoder, mirrored by the decoder; their product is the hop length in samples."""
-    decoder_dim: PositiveInt = 256
-    """Channels before the first upsampling; halved at each stride."""
-    num_codebooks: PositiveInt = 8
-    """Residual quantisation stages."""
-    codebook_size: PositiveInt = 1024
-    """Entries of each codebook."""
-    codebook_dim: PositiveInt = 8
-    """Width of the factorised lookup."""
-    quantizer_dropout: Fraction = 0.25
-    """Share of clips in a batch for which only a random number of the codebooks is used."""
-    mel_floor: PositiveFloat = 1e-2
-    """Mel magnitudes below this count as this: what nobody hears must not rule the loss (a full-scale
-    sine has a magnitude of a quarter of the window's length)."""
-    mel_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 15.0
-    """Weight of the multi-scale log-mel distance."""
-    waveform_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 10.0
-    """Weight of the waveform's mean absolute error relative to the mean absolute amplitude."""
-    codebook_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
-    """Weight of the term that moves codebook entries towards the encoder's output."""
-    commitment_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
-    """Weight of the term that moves the encoder's output towards codebook entries."""
-    codebook_lr_scale: PositiveFloat = 10.0
-    """Learning rate of the codebooks, as a multiple of `train.lr`: an entry is met in few steps only, and
-    would fall behind an encoder that learns in all."""
-    store: Literal["float32", "float16"] = "float32"
-    """Number format of the saved weights; float16 halves the file, and it is loaded as float32."""
-
-
-Model = Annotated[TransformerModel | DacModel, Field(discriminator="kind")]
+__all__ = ["DacModel", "Eval", "Generate", "Recipe", "Tokenize", "Train", "TransformerModel"]
 
 # ------------------------------------------------------------------------------- training and what follows
 
@@ -134,9 +67,16 @@ class Train(Section):
     clip_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] = 0.99
-    """Decay a step of the averaged weights that are validated, generated from and saved; 0 turns it off."""
+    """Decay of the averaged weights that are validated, generated from and saved; 0 turns it off."""
+    ema_every: PositiveInt = 1
+    """Steps between two updates of the averaged weights."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision; `no` is float32 throughout."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of the model's blocks for the backward pass and compute the rest again: less
+    memory, about a third more time."""
+    compile: bool = False
+    """Compile the model's blocks with torch.compile; the first step takes longer."""
     seed: Integer = 0
     """Seed of initial weights, batches, crops and dropout."""
     log_every: PositiveInt = Field(default=10, json_schema_extra=OPERATIONAL)
@@ -147,6 +87,9 @@ class Train(Section):
     """Steps between two checkpoints; there is one at the end and on SIGTERM in any case."""
     keep_checkpoints: PositiveInt = Field(default=3, json_schema_extra=OPERATIONAL)
     """How many of the newest checkpoints stay on disk."""
+    timeout_s: PositiveFloat = Field(default=600.0, json_schema_extra=OPERATIONAL)
+    """How long one process waits for the others before the run ends, in seconds: longer than the first one
+    needs to write a checkpoint and the model."""
 
 
 class Audio(Section):
@@ -217,6 +160,11 @@ class Generate(Section):
     """Classifier-free guidance; 1 is none, and costs half."""
     prompt_s: Annotated[float, Field(ge=0.0), NOT_BOOL] = 0.0
     """Seconds of a real clip (of `labels_from`) that each generated clip continues; 0: none."""
+    overlap_s: PositiveFloat | None = None
+    """Clips longer than `train.crop_s` are generated in windows of that length, each of which begins with
+    this much of the one before; null: two fifths of it."""
+    weights: Literal["fp32", "bf16", "int8"] = "fp32"
+    """Number format of the weights that generation reads: bf16 and int8 are faster, and round."""
     batch_size: PositiveInt = 32
     """Clips generated at once."""
     seed: Integer = 0
