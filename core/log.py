@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from pathlib import Path
 from types import TracebackType
@@ -21,11 +22,24 @@ class TrainingLog:
 
     After a resume, lines of steps that are about to be repeated are dropped, so a curve never runs twice
     over the same step.
+
+    A metric `codebook_k`, a cross-entropy in nats, is joined by its exponential, `perplexity_k`.
     """
 
-    def __init__(self, folder: Path, num_steps: int, unit: str, first_step: int, *, enabled: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        num_steps: int,
+        unit: str,
+        first_step: int,
+        *,
+        mfu_per_speed: float | None = None,
+        enabled: bool,
+    ) -> None:
+        """`mfu_per_speed`: model FLOPs utilisation at one `unit` a second; None: it is not known."""
         self._enabled = enabled
         self._unit = unit
+        self._mfu_per_speed = mfu_per_speed
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
         self._skipped = 0
@@ -81,12 +95,14 @@ class TrainingLog:
             return
         now = time.perf_counter()
         row: dict[str, Any] = {"step": step, "time_s": round(self._elapsed_before + now - self._start, 3)}
-        row |= {name: float(value / self._weights[name]) for name, value in self._sums.items()}
+        row |= _with_perplexity({n: float(value / self._weights[n]) for n, value in self._sums.items()})
         row["lr"] = lr
         row["skipped_steps"] = self._skipped
         if self._sums:
             weight = float(self._weights[self._first_key])
             row[f"{self._unit}_per_s"] = round(weight / (now - self._last_time), 1)
+            if self._mfu_per_speed is not None:
+                row["mfu"] = round(weight / (now - self._last_time) * self._mfu_per_speed, 4)
             speed = f"{row[f'{self._unit}_per_s']:,.0f} {self._unit}/s"
             text = f"train  loss {row[self._first_key]:.3f}{self._validation}  {speed}"
             self._progress.update(self._task, completed=step, description=text)
@@ -99,7 +115,7 @@ class TrainingLog:
             return
         elapsed = self._elapsed_before + time.perf_counter() - self._start
         row = {"step": step, "time_s": round(elapsed, 3)}
-        self._write_row(row | {f"valid/{name}": value for name, value in scores.items()})
+        self._write_row(row | {f"valid/{n}": value for n, value in _with_perplexity(scores).items()})
         if "loss" in scores:
             self._validation = f"  valid {scores['loss']:.3f}"
         self._last_time = time.perf_counter()  # validation is not training time
@@ -112,3 +128,12 @@ class TrainingLog:
         for name, value in row.items():
             if name not in ("step", "time_s"):
                 self._events.add_scalar(name, value, row["step"])
+
+
+def _with_perplexity(metrics: dict[str, float]) -> dict[str, float]:
+    losses = {name: value for name, value in metrics.items() if re.search(r"(^|/)codebook_\d+$", name)}
+    return metrics | {
+        # Beyond e^700 a float is infinite, which a loss in nats never is in earnest.
+        name.replace("codebook_", "perplexity_"): math.exp(min(value, 700.0))
+        for name, value in losses.items()
+    }

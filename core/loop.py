@@ -15,7 +15,6 @@ Three properties hold by construction rather than by bookkeeping:
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import signal
 from collections.abc import Callable, Mapping
@@ -27,11 +26,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from .average import Average
+from .blocks import prepare_blocks
 from .checkpoint import load_newest_checkpoint, save_checkpoint
 from .errors import UserError
 from .log import TrainingLog
+from .mfu import peak_flops
+from .processes import start_accelerator, tell_of_lost_processes
 from .schema import Train
+from .sharding import gather_whole, is_sharded, local_tensors, without_weights
 
 # After this many steps in a row without a finite gradient, going on only burns time.
 MAX_SKIPPED_IN_A_ROW = 50
@@ -47,6 +52,8 @@ class Loss:
     weight: Tensor  # scalar: how many elements `mean` is the mean of
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     """Scalars for the log, averaged with the same weight."""
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the next step's batch finds under these names in the same rows; see `Job.carried`."""
 
 
 @dataclass
@@ -71,11 +78,18 @@ class Job:
     batch: Callable[[int, range], Batch]
     """(step, rows of the global batch) → tensors on the CPU; a pure function."""
     validate: Callable[[nn.Module], dict[str, float]]
-    """Scores of the averaged module on held-out data; `loss` is shown on the progress bar."""
+    """Scores of the averaged module on held-out data; `loss` is shown on the progress bar. Every process
+    calls it, and each must call the module equally often: FSDP needs all of them for a forward pass."""
     save: Callable[[nn.Module, dict[str, float]], None]
-    """Write the finished model from the averaged module and its last validation."""
+    """Write the finished model from the averaged module and its last validation, in the first process."""
     unit: str
     """What `Loss.weight` counts, in the plural: `tokens`, `clips`."""
+    carried: dict[str, Tensor] = field(default_factory=dict)
+    """What a recurrent model carries from one step to the next (truncated back-propagation), as it is before
+    the first step: `[batch_size, …]` each. Every micro-batch has its rows of these beside what `batch` made,
+    and `Loss.carried` replaces them. Where a recording begins, `batch` has to say so."""
+    flops_per_unit: float | None = None
+    """Model FLOPs, forward and backward, for one `unit` (see `mfu.py`); None: no MFU in the log."""
 
 
 @dataclass
@@ -87,6 +101,8 @@ class StepResult:
     weight: Tensor  # scalar
     taken: bool
     """False if the gradient was not finite, and the weights were left alone."""
+    carried: list[Batch]
+    """What each micro-batch hands to the next step, where a loss says so."""
 
 
 class StoppedError(UserError):
@@ -116,18 +132,6 @@ def adamw(module: nn.Module, config: Train) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
 
 
-def update_average(averaged: nn.Module, module: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of parameters; buffers are copied.
-
-    The decay rises as (1 + step) / (10 + step) so that early averages are not ruled by the initial weights.
-    """
-    decay = min(decay, (1 + step) / (10 + step))
-    source = [p.detach() for p in module.parameters()]
-    torch._foreach_lerp_([p.data for p in averaged.parameters()], source, 1 - decay)
-    for target, buffer in zip(averaged.buffers(), module.buffers(), strict=True):
-        target.copy_(buffer)
-
-
 def process_rows(batch_size: int, num_processes: int, process: int, num_micro: int) -> list[range]:
     """The rows of the global batch that each micro-batch of one process holds.
 
@@ -153,11 +157,13 @@ def _run_phase(
     """One optimizer step over this process's micro-batches."""
     module = modules[phase.module]
     names: list[str] = []
+    carried: list[Batch] = []
     totals = torch.zeros((), device=accelerator.device)
     for i, batch in enumerate(batches):
         with contextlib.nullcontext() if i == len(batches) - 1 else accelerator.no_sync(module):
             loss = phase.loss(modules, batch)
             accelerator.backward(loss.mean * loss.weight)
+        carried.append({name: t.detach() for name, t in loss.carried.items()})
         metrics = {"loss": loss.mean, **loss.metrics}
         names = list(metrics)
         weighted = torch.stack([value.detach().float() for value in metrics.values()]) * loss.weight
@@ -165,11 +171,12 @@ def _run_phase(
     totals = accelerator.reduce(totals, reduction="sum")
     weight = totals[0]
     parameters = [p for g in phase.optimizer.param_groups for p in g["params"] if p.grad is not None]
-    # DDP has averaged the processes' sums: undo the average, divide by what was summed. With fp16 the
-    # gradients are still scaled here; clipping takes that out.
-    torch._foreach_mul_([p.grad for p in parameters], accelerator.num_processes / weight)
-    norm = accelerator.clip_grad_norm_(parameters, clip)
-    assert norm is not None
+    # DDP and FSDP have averaged the processes' sums: undo the average, divide by what was summed.
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_mul_(local_tensors(gradients), accelerator.num_processes / weight)
+    accelerator.unscale_gradients(phase.optimizer)  # which are scaled with fp16
+    norm = nn.utils.clip_grad_norm_(parameters, clip)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     taken = bool(torch.isfinite(norm))
     if taken:
         phase.optimizer.step()
@@ -177,34 +184,45 @@ def _run_phase(
         accelerator.scaler.update()  # fp16: lower the scale that has overflowed
     phase.optimizer.zero_grad(set_to_none=True)
     sums = dict(zip(names, totals[1:], strict=True)) | {"grad_norm": norm.detach() * weight}
-    return StepResult(sums, weight, taken)
+    return StepResult(sums, weight, taken, carried)
+
+
+def _prepare(accelerator: Accelerator, job: Job) -> dict[str, nn.Module]:
+    """Hand the modules and their optimizers to Accelerate, which wraps or shards them."""
+    modules = {}
+    for name, module in job.modules.items():
+        # FSDP replaces parameters, so a module goes with its optimizers.
+        phases = [phase for phase in job.phases if phase.module == name]
+        prepared = accelerator.prepare(module, *(phase.optimizer for phase in phases))
+        modules[name], *optimizers = prepared if phases else [prepared]
+        for phase, optimizer in zip(phases, optimizers, strict=True):
+            phase.optimizer = optimizer
+    return modules
 
 
 def train(job: Job, config: Train, run_folder: Path) -> None:
     """Train `job` to `config.steps`, resuming from the newest checkpoint in `run_folder`, then save it.
 
-    Raises `StoppedError` after SIGTERM (a checkpoint is saved first) and `UserError` when the loss stays
-    non-finite or this machine cannot compute in `train.precision`.
+    Raises `StoppedError` after SIGTERM (a checkpoint is saved first), `LostProcessError` when another process
+    does not answer, and `UserError` when the loss stays non-finite or this machine cannot do what is asked.
     """
-    try:
-        accelerator = Accelerator(mixed_precision=config.precision)
-    except ValueError as error:
-        raise UserError(f"train.precision cannot be '{config.precision}' here: {error}") from error
-    if config.precision != "no" and not accelerator.native_amp:  # Accelerate would go on in float32
-        raise UserError(
-            f"train.precision cannot be '{config.precision}' on {accelerator.device.type}: choose 'bf16'"
-        )
+    accelerator = start_accelerator(config)
+    device = accelerator.device
     rows = process_rows(
         config.batch_size, accelerator.num_processes, accelerator.process_index, config.grad_accumulation
     )
-    averaged = copy.deepcopy(job.modules[job.averaged]).requires_grad_(False).to(accelerator.device).eval()
-    modules = {name: accelerator.prepare(module) for name, module in job.modules.items()}
-    for phase in job.phases:
-        phase.optimizer = accelerator.prepare(phase.optimizer)
-
+    empty = without_weights(job.modules[job.averaged])  # takes the whole weights if they get sharded
+    prepare_blocks(job.modules.values(), config)
+    modules = _prepare(accelerator, job)
+    source: nn.Module = accelerator.unwrap_model(modules[job.averaged])
+    average = Average(source, config.ema_decay, config.ema_every)
     checkpoints = run_folder / "checkpoints"
-    step = load_newest_checkpoint(checkpoints, accelerator, averaged)
-    stop = torch.zeros((), device=accelerator.device)
+    whole = dict(job.carried)
+    step = load_newest_checkpoint(checkpoints, accelerator, average, whole)
+    carried = [{name: t[r.start : r.stop].to(device) for name, t in whole.items()} for r in rows]
+    peak = peak_flops(accelerator, config.precision) if job.flops_per_unit else None
+    mfu_per_speed = job.flops_per_unit / peak if job.flops_per_unit and peak else None
+    stop = torch.zeros((), device=device)
 
     def ask_to_stop(signum: int, frame: FrameType | None) -> None:
         stop.fill_(1)
@@ -212,22 +230,31 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
     previous_handler = signal.signal(signal.SIGTERM, ask_to_stop)
     scores: dict[str, float] = {}
     skipped_in_a_row = dict.fromkeys((phase.name for phase in job.phases), 0)
-    source = accelerator.unwrap_model(modules[job.averaged])
-    log = TrainingLog(run_folder / "logs", config.steps, job.unit, step, enabled=accelerator.is_main_process)
+    log = TrainingLog(
+        run_folder / "logs",
+        config.steps,
+        job.unit,
+        step,
+        mfu_per_speed=mfu_per_speed,
+        enabled=accelerator.is_main_process,
+    )
     try:
-        with log:
+        with log, tell_of_lost_processes(accelerator, config, checkpoints):
             for module in modules.values():
                 module.train()
             while step < config.steps:
                 # Dropout, crops drawn on the device and the like: a function of (seed, step, process) too.
                 torch.manual_seed(step_seed(config.seed, step, accelerator.process_index))
                 batches = [
-                    {name: t.to(accelerator.device) for name, t in job.batch(step, r).items()} for r in rows
+                    {name: t.to(device) for name, t in job.batch(step, r).items()} | rows_carried
+                    for r, rows_carried in zip(rows, carried, strict=True)
                 ]
                 for phase in job.phases:
                     for group in phase.optimizer.param_groups:
                         group["lr"] = learning_rate(config, step) * group.get("lr_scale", 1.0)
                     result = _run_phase(accelerator, phase, modules, batches, config.clip_grad_norm)
+                    if result.taken:  # else what is carried may be not finite either
+                        carried = [old | new for old, new in zip(carried, result.carried, strict=True)]
                     skipped = skipped_in_a_row[phase.name] = (
                         0 if result.taken else skipped_in_a_row[phase.name] + 1
                     )
@@ -240,32 +267,29 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
                             f" the newest checkpoint is kept in {checkpoints}"
                         )
                 step += 1
-                if config.ema_decay:
-                    update_average(averaged, source, config.ema_decay, step)
-                else:
-                    averaged.load_state_dict(source.state_dict())
+                average.update(step)
                 stopping = bool(accelerator.reduce(stop.clone(), reduction="sum"))
                 at_end = step == config.steps
                 if step % config.log_every == 0 or at_end:
                     log.write(step, learning_rate(config, step - 1))
                 if step % config.validate_every == 0 or at_end:
-                    if accelerator.is_main_process:
-                        with torch.no_grad():
-                            scores = job.validate(averaged)
-                        log.write_validation(step, scores)
-                    accelerator.wait_for_everyone()
+                    with average.in_place() as module:
+                        scores = job.validate(module)
+                    log.write_validation(step, scores)
                 if step % config.save_every == 0 or at_end or stopping:
-                    save_checkpoint(checkpoints, step, accelerator, averaged, config.keep_checkpoints)
+                    joined = {name: torch.cat([part[name] for part in carried]) for name in job.carried}
+                    keep = config.keep_checkpoints
+                    save_checkpoint(checkpoints, step, accelerator, average, joined, keep)
                 if stopping and not at_end:
                     raise StoppedError(
                         f"stopped at step {step} of {config.steps} with a checkpoint;"
                         " to resume, run the same command again"
                     )
-            if accelerator.is_main_process:
-                if not scores:  # resumed after the last step
-                    with torch.no_grad():
-                        scores = job.validate(averaged)
-                job.save(averaged, scores)
+            with average.in_place() as module:
+                scores = scores or job.validate(module)  # resumed after the last step
+                finished = gather_whole(module, empty) if is_sharded(module) else module
+                if finished is not None and accelerator.is_main_process:
+                    job.save(finished, scores)
             accelerator.wait_for_everyone()
     finally:
         signal.signal(signal.SIGTERM, previous_handler)

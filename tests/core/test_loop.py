@@ -37,7 +37,6 @@ from tokkata.core.loop import (
     learning_rate,
     process_rows,
     train,
-    update_average,
 )
 from tokkata.core.run import stage_main
 from tokkata.core.schema import Train
@@ -405,14 +404,14 @@ def test_a_precision_that_the_machine_has_not(tmp_path):
 class HalfPrecisionOnCpu(Accelerator):
     """What Accelerate does on a GPU for fp16: autocast, and a scaled loss that overflows at first."""
 
-    def __init__(self, mixed_precision):
-        super().__init__(mixed_precision=mixed_precision)
+    def __init__(self, **options):
+        super().__init__(**options)
         self.native_amp = True
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
 
 
 def test_fp16_lowers_a_scale_that_overflows_and_learns(tmp_path, monkeypatch):
-    monkeypatch.setattr("tokkata.core.loop.Accelerator", HalfPrecisionOnCpu)
+    monkeypatch.setattr("tokkata.core.processes.Accelerator", HalfPrecisionOnCpu)
     config = settings(steps=40, precision="fp16")
     whole = train_in(tmp_path / "whole", config)
     losses = [row["loss"] for row in whole.curve if "loss" in row]
@@ -452,21 +451,6 @@ def test_learning_rate(schedule):
 def test_learning_rate_without_or_within_the_warm_up():
     assert learning_rate(settings(warmup_steps=0, lr=1.0), 0) == 1.0
     assert learning_rate(settings(steps=5, warmup_steps=20, lr=1.0), 4) == 0.25
-
-
-@pytest.mark.parametrize(("step", "decay"), [(1, 2 / 11), (8, 9 / 18), (1000, 0.9)])
-def test_update_average(step, decay):
-    averaged, module = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
-    with torch.no_grad():
-        averaged.weight.fill_(2.0)
-        module.weight.fill_(5.0)
-        module.running_mean.fill_(7.0)
-        module.num_batches_tracked.fill_(3)
-    update_average(averaged, module, 0.9, step)
-    assert averaged.weight.item() == pytest.approx(decay * 2.0 + (1 - decay) * 5.0)
-    assert averaged.bias.item() == 0.0
-    assert (averaged.running_mean.item(), averaged.num_batches_tracked.item()) == (7.0, 3)
-    assert module.weight.item() == 5.0
 
 
 @hypothesis_settings(max_examples=50, deadline=None)
