@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +27,8 @@ from ..core.errors import UserError
 from ..core.files import write_json
 from ..core.hub_cache import not_found
 from .chunking import Window, decode_pieces, plan_windows
+from .receptive_field import Reach
+from .streaming import Parts, checked, fitted, in_windows
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,18 @@ class CodecInfo:
         """Read what `write` wrote; raises `UserError` if it is something else."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            chunking = values.get("chunking")
-            return cls(**values | {"chunking": None if chunking is None else Chunking(**chunking)})
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{path} does not describe a codec: {error}") from error
+        return cls.from_json(values, str(path))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: str) -> Self:
+        """From the values in a `codec.json`; raises `UserError`, which begins with `where`, for others."""
+        try:
+            chunking = values.get("chunking")
+            return cls(**{**values, "chunking": None if chunking is None else Chunking(**chunking)})
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"{where} does not describe a codec: {error}") from error
 
     def check_matches(self, other: CodecInfo, where: str) -> None:
         """Raise `UserError` if codes of `other` mean something else than codes of this codec."""
@@ -226,6 +236,22 @@ class Codec(nn.Module, ABC):
         """Codes `[K, T]` to audio `[C, n]`, piece after piece; see `chunking.decode_long`."""
         self._refuse_gains(gains)
         return decode_pieces(self, self.decode, codes, num_samples, window_frames)
+
+    @torch.no_grad()
+    def decode_stream(self, codes: Iterable[Tensor], num_frames: int) -> Iterator[Tensor]:
+        """Codes that come in parts `[B, K, t]` to audio in parts `[B, C, n]`, as soon as it is certain.
+
+        Together they are what `decode` makes of all `num_frames` frames, to the rounding of float32. Held is
+        what the next part needs. Raises `ValueError` if other numbers of frames come.
+        """
+        parts = (part.to(self.device) for part in checked(codes, num_frames))
+        yield from fitted(self._decode_stream(parts, num_frames), self.num_samples(num_frames))
+
+    def _decode_stream(self, codes: Parts, num_frames: int) -> Iterator[Tensor]:
+        """For decoders that remember nothing: others say how they go on."""
+        context = self.chunking.decoder_context
+        reach = Reach(before=context, after=context)
+        return in_windows(codes, self._decode, self.info.hop_length, reach, num_frames)
 
     def _check_audio(self, audio: Tensor) -> None:
         if audio.ndim != 3 or audio.shape[1] != self.info.channels:

@@ -21,7 +21,7 @@ from transformers.models.encodec import modeling_encodec
 from ..core.errors import UserError
 from .codec import Codec
 from .fast_layers import can_pack
-from .fast_networks import Stage, dac_decoder, dac_encoder, encodec_network
+from .fast_networks import Lstm, Stage, dac_decoder, dac_encoder, encodec_network
 
 Precision = Literal["fp32", "bf16"]
 
@@ -82,6 +82,14 @@ class FastNetwork(nn.Module):
             for stage in self._stages:
                 signal = stage.run(signal)
         return signal.squeeze(2).contiguous()
+
+    def around_lstm(self, before: nn.Module, behind: nn.Module) -> tuple[FastNetwork, FastNetwork]:
+        """An EnCodec decoder's stages before and behind its LSTM; `before` and `behind` are plain ones."""
+        at = next(i for i, stage in enumerate(self._stages) if isinstance(stage, Lstm))
+        return (
+            FastNetwork(before, self._stages[:at], self._precision, 1),
+            FastNetwork(behind, self._stages[at + 1 :], self._precision, 1),
+        )
 
 
 def _fast_network(network: nn.Module, precision: Precision) -> FastNetwork | None:

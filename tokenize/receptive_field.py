@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,22 @@ _FIRST_FRAMES = 12  # enough for DAC at any of its rates, so that one pass does
 _LONGEST_SAMPLES = 1 << 16
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Frames around a frame that an output there depends on."""
+
+    before: int
+    after: int
+
+
 def conv_context(module: nn.Module, hop_length: int, without: tuple[type[nn.Module], ...] = ()) -> int:
-    """Frames on each side of a frame that the module's output there depends on; the larger side counts.
+    """The larger side of `conv_reach`."""
+    reach = conv_reach(module, hop_length, without)
+    return max(reach.before, reach.after)
+
+
+def conv_reach(module: nn.Module, hop_length: int, without: tuple[type[nn.Module], ...] = ()) -> Reach:
+    """Frames on each side of a frame that the module's output there depends on.
 
     Args:
         module: an encoder, `[B, C, T * hop_length]` to `[B, …, T]`; or, where it holds a transposed
@@ -38,16 +53,16 @@ def conv_context(module: nn.Module, hop_length: int, without: tuple[type[nn.Modu
     frames = _FIRST_FRAMES
     with torch.no_grad(), _bypassed(module, without):
         while frames * hop_length <= _LONGEST_SAMPLES:
-            context = _context_within(module, hop_in, hop_out, frames)
-            if context < frames:
-                return context
+            reach = _reach_within(module, hop_in, hop_out, frames)
+            if reach is not None:
+                return reach
             frames *= 2
     raise ValueError(f"{type(module).__name__} has no bounded context: a frame depends on all of the clip")
 
 
-def _context_within(module: nn.Module, hop_in: int, hop_out: int, frames: int) -> int:
-    """`conv_context` if it is below `frames`; `frames` if it is that or more."""
-    first = next(layer for layer in module.modules() if isinstance(layer, nn.Conv1d))
+def _reach_within(module: nn.Module, hop_in: int, hop_out: int, frames: int) -> Reach | None:
+    """`conv_reach` if it is below `frames`; None if a side has that or more."""
+    first = next(layer for layer in module.modules() if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d))
     middle = frames * hop_in
     probe = torch.zeros(
         2, first.in_channels, 2 * middle, dtype=first.weight.dtype, device=first.weight.device
@@ -57,12 +72,14 @@ def _context_within(module: nn.Module, hop_in: int, hop_out: int, frames: int) -
     # cuDNN may choose an algorithm (FFT, Winograd) that mixes neighbours which no weight connects.
     with torch.backends.cudnn.flags(enabled=False):
         reached: Tensor = module(probe).isnan().any(dim=1)  # [2, about 2 * frames * hop_out]
-    after = _furthest(reached[0], middle=frames * hop_out)
+    # What the past reaches after the middle is what looks back.
+    back = _furthest(reached[0], middle=frames * hop_out)
     # Counted from the middle, not from the end: an unpadded network gives fewer frames.
-    before = frames * hop_out - _first(reached[1])
-    if after == reached.shape[1] - frames * hop_out or before == frames * hop_out:
-        return frames  # everything was reached: longer input has to tell how far it goes
-    return -(-max(after, before, 0) // hop_out)
+    ahead = frames * hop_out - _first(reached[1])
+    if back == reached.shape[1] - frames * hop_out or ahead == frames * hop_out:
+        return None  # everything was reached: longer input has to tell how far it goes
+    reach = Reach(before=-(-back // hop_out), after=-(-max(ahead, 0) // hop_out))
+    return reach if max(reach.before, reach.after) < frames else None
 
 
 def _furthest(reached: Tensor, middle: int) -> int:

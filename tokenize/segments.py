@@ -9,7 +9,6 @@ Shapes: B batch, C channels, N samples, K codebooks, D latent width, T frames, S
 from __future__ import annotations
 
 import bisect
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from .chunking import Window
 from .codec import Chunking, Codec, Encoded
+from .streaming import Parts, regrouped
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,14 @@ class SegmentedCodec(Codec):
                 f"{num_samples} samples are {self.num_frames(num_samples)} frames, not {codes.shape[-1]}"
             )
         codes = codes[None].to(self.device)
-        for piece in self._pieces(self._decode, codes, None if gains is None else gains[None]):
+        gains = None if gains is None else gains[None]
+        for piece in self._pieces(self._decode, [codes], codes.shape[-1], gains):
             yield piece[0, :, :num_samples].cpu().numpy()
             num_samples = max(0, num_samples - piece.shape[-1])
+
+    def _decode_stream(self, codes: Parts, num_frames: int) -> Iterator[Tensor]:
+        """Segment after segment: a clip without segments is decoded when all of it has come."""
+        return self._pieces(self._decode, codes, num_frames, None)
 
     def _cut(self, audio: Tensor) -> Iterator[Tensor]:
         self._check_audio(audio)
@@ -197,23 +202,23 @@ class SegmentedCodec(Codec):
         num_samples: int | None,
         gains: Tensor | None,
     ) -> Tensor:
-        audio = torch.cat(list(self._pieces(decode, frames, gains)), dim=-1)
+        audio = torch.cat(list(self._pieces(decode, [frames], frames.shape[-1], gains)), dim=-1)
         # What the last frame holds beyond the longest clip of so many frames is not audio of any clip.
         longest = self.num_samples(frames.shape[-1])
         return self._fit(audio[..., :longest], frames.shape[-1], num_samples)
 
     def _pieces(
-        self, decode: Callable[[Tensor], Tensor], frames: Tensor, gains: Tensor | None
+        self, decode: Callable[[Tensor], Tensor], parts: Parts, num_frames: int, gains: Tensor | None
     ) -> Iterator[Tensor]:
-        """Audio `[B, C, n]`, piece after piece, of `frames` `[B, K or D, T]`."""
-        split = self.segments.split(frames.shape[-1])
-        factors = self._factors(gains, frames.shape[0], len(split)).to(frames.device)  # [B, S]
-        begins = itertools.accumulate(split, initial=0)
-        segments = (
-            decode(frames[..., begin : begin + count]) * factors[:, i, None, None]
-            for i, (begin, count) in enumerate(zip(begins, split, strict=False))
-        )
-        return overlap_add(segments, self.segments.stride or self.segments.num_samples(frames.shape[-1]))
+        """Audio `[B, C, n]`, piece after piece, of `num_frames` frames in parts `[B, K or D, t]`."""
+        split = self.segments.split(num_frames)
+
+        def decoded() -> Iterator[Tensor]:
+            for i, frames in enumerate(regrouped(parts, split)):
+                factors = self._factors(gains, frames.shape[0], len(split)).to(frames.device)  # [B, S]
+                yield decode(frames) * factors[:, i, None, None]
+
+        return overlap_add(decoded(), self.segments.stride or self.segments.num_samples(num_frames))
 
     def _factors(self, gains: Tensor | None, batch_size: int, num_segments: int) -> Tensor:
         if not self.normalize:

@@ -5,17 +5,23 @@ Shapes: B batch, C channels, N samples, K codebooks, T frames, D latent width.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import EncodecModel
 from transformers.models.encodec.modeling_encodec import EncodecLSTM
 
 from ...core.errors import UserError
 from ..codec import Chunking, Codec, CodecInfo, library_versions, load_strictly
-from ..receptive_field import conv_context
+from ..fast_codec import FastNetwork
+from ..receptive_field import Reach, conv_context, conv_reach
 from ..segments import SegmentedCodec, Segments
+from ..streaming import Parts, in_windows, through_lstm
 
 LSTM_WARM_UP_S = 2.0
 """Audio before a window's first kept frame from which the LSTM's state is made anew.
@@ -34,6 +40,47 @@ def choose_bandwidth(id: str, known: list[float], wanted: float | None) -> float
     if wanted is None or wanted not in known:
         raise UserError(f"codec {id}: bandwidth_kbps must be one of {known}, not {wanted}")
     return wanted
+
+
+@dataclass(frozen=True)
+class DecoderParts:
+    """An EnCodec decoder, cut at its LSTM, which runs at the rate of the frames."""
+
+    before: nn.Module
+    reach_before: Reach
+    lstm: nn.LSTM
+    behind: nn.Module
+    reach_behind: Reach
+    hop_length: int
+    mirrors: bool
+    """Whether convolutions pad by reflection, as the published models do."""
+
+    @classmethod
+    def of(
+        cls, before: nn.Module, lstm: nn.LSTM, behind: nn.Module, hop_length: int, pad_mode: str
+    ) -> DecoderParts:
+        """Of the layers before and behind the LSTM, measured."""
+        return cls(
+            before,
+            conv_reach(before, 1),
+            lstm,
+            behind,
+            conv_reach(behind, hop_length),
+            hop_length,
+            mirrors=pad_mode == "reflect",
+        )
+
+    def stream(self, latents: Parts, num_frames: int) -> Iterator[Tensor]:
+        """Latents in parts `[B, D, t]` to audio in parts: the LSTM goes on from where it was."""
+        states = in_windows(latents, self.before, 1, self.reach_before, num_frames, mirrors=self.mirrors)
+        return in_windows(
+            through_lstm(states, self.lstm),
+            self.behind,
+            self.hop_length,
+            self.reach_behind,
+            num_frames,
+            mirrors=self.mirrors,
+        )
 
 
 class HubEncodec(Codec):
@@ -91,6 +138,26 @@ class HubEncodec(Codec):
     def _decode(self, codes: Tensor) -> Tensor:
         audio: Tensor = self.model.decoder(self.model.quantizer.decode(codes.transpose(0, 1)))
         return audio
+
+    def _decode_stream(self, codes: Parts, num_frames: int) -> Iterator[Tensor]:
+        """Exact, unlike `decode_windows`: the LSTM keeps its state."""
+        latents = (self.model.quantizer.decode(part.transpose(0, 1)) for part in codes)
+        return self._decoder_parts.stream(latents, num_frames)
+
+    @functools.cached_property
+    def _decoder_parts(self) -> DecoderParts:
+        decoder = self.model.decoder
+        plain: Any = decoder.plain if isinstance(decoder, FastNetwork) else decoder
+        layers = list(plain.layers)
+        (at,) = (i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
+        before, behind = nn.Sequential(*layers[:at]), nn.Sequential(*layers[at + 1 :])
+        parts = DecoderParts.of(
+            before, layers[at].lstm, behind, self.info.hop_length, self.model.config.pad_mode
+        )
+        if not isinstance(decoder, FastNetwork):
+            return parts
+        fast_before, fast_behind = decoder.around_lstm(before, behind)
+        return dataclasses.replace(parts, before=fast_before, behind=fast_behind)
 
     def _encode_latents(self, audio: Tensor) -> Tensor:
         latents: Tensor = self.model.encoder(audio)

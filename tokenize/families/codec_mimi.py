@@ -5,14 +5,18 @@ Shapes: B batch, N samples, K codebooks, T frames, D latent width.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
 from typing import Self
 
 from torch import Tensor
-from transformers import MimiModel
+from transformers import DynamicCache, MimiModel
 
 from ...core.errors import UserError
 from ..codec import Chunking, Codec, CodecInfo, library_versions, load_strictly
+from ..receptive_field import Reach, conv_reach
+from ..streaming import Parts, in_windows
 
 
 class HubMimi(Codec):
@@ -64,6 +68,34 @@ class HubMimi(Codec):
 
     def _decode(self, codes: Tensor) -> Tensor:
         return self._decode_latents(self.model.quantizer.decode(codes))
+
+    def _decode_stream(self, codes: Parts, num_frames: int) -> Iterator[Tensor]:
+        """Exact, without delay: the Transformer keeps the keys and values of its attention window."""
+        decoder = self.model.decoder
+        stride = self.model.config.latent_stride
+        before, behind = self._reaches
+        latents = (self.model.quantizer.decode(part) for part in codes)
+        states = in_windows(latents, decoder.upsample, stride, before, num_frames)
+        states = self._through_transformer(states)
+        hop_length = self.info.hop_length // stride
+        return in_windows(states, decoder.decoder_seanet, hop_length, behind, num_frames * stride)
+
+    def _through_transformer(self, states: Parts) -> Iterator[Tensor]:
+        """`[B, D, t]` to the same, in parts that see those before."""
+        transformer = self.model.decoder.decoder_transformer
+        cache = DynamicCache(config=transformer.config)
+        for part in states:
+            yield transformer(part.transpose(1, 2), past_key_values=cache).last_hidden_state.transpose(1, 2)
+
+    @functools.cached_property
+    def _reaches(self) -> tuple[Reach, Reach]:
+        """How far the convolutions before and behind the Transformer look, each in frames of its input."""
+        decoder = self.model.decoder
+        stride = self.model.config.latent_stride
+        return (
+            conv_reach(decoder.upsample, stride),
+            conv_reach(decoder.decoder_seanet, self.info.hop_length // stride),
+        )
 
     def _encode_latents(self, audio: Tensor) -> Tensor:
         latents: Tensor = self.model.encoder(audio).latents

@@ -15,7 +15,7 @@ import math
 import pickle
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from ...core.released_file import ReleasedFile, released_file, sha256_of
 from ..codec import Chunking, Codec, CodecInfo, check_fit, library_versions
 from ..receptive_field import conv_context
 from ..segments import SegmentedCodec, Segments
-from .codec_encodec import LSTM_WARM_UP_S, choose_bandwidth
+from ..streaming import Parts
+from .codec_encodec import LSTM_WARM_UP_S, DecoderParts, choose_bandwidth
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,18 @@ class OriginalEncodec(Codec):
     def _decode(self, codes: Tensor) -> Tensor:
         audio: Tensor = self.model.decoder(self.model.quantizer.decode(codes.transpose(0, 1)))
         return audio
+
+    def _decode_stream(self, codes: Parts, num_frames: int) -> Iterator[Tensor]:
+        """As `HubEncodec._decode_stream`."""
+        latents = (self.model.quantizer.decode(part.transpose(0, 1)) for part in codes)
+        return self._decoder_parts.stream(latents, num_frames)
+
+    @functools.cached_property
+    def _decoder_parts(self) -> DecoderParts:
+        layers = list(self.model.decoder.model)
+        (at,) = (i for i, layer in enumerate(layers) if isinstance(layer, SLSTM))
+        before, behind = nn.Sequential(*layers[:at]), nn.Sequential(*layers[at + 1 :])
+        return DecoderParts.of(before, layers[at].lstm, behind, self.info.hop_length, layers[0].pad_mode)
 
     def _encode_latents(self, audio: Tensor) -> Tensor:
         latents: Tensor = self.model.encoder(audio)

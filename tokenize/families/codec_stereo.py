@@ -6,6 +6,7 @@ Shapes: B batch, N samples, K the mono codec's codebooks, T frames, D its latent
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from ...core.errors import UserError
 from ..codec import Chunking, Codec
 from ..segments import SegmentedCodec
+from ..streaming import Parts
 
 
 class Stereo(Codec):
@@ -58,8 +60,12 @@ class Stereo(Codec):
         return torch.unflatten(codes, 0, (-1, 2)).transpose(1, 2).flatten(1, 2)
 
     def _decode(self, codes: Tensor) -> Tensor:
-        clips = torch.unflatten(codes, 1, (-1, 2)).transpose(1, 2).flatten(0, 1)  # [2B, K, T]
-        return _clips_as_channels(self.codec._decode(clips))
+        return _clips_as_channels(self.codec._decode(_codes_as_clips(codes)))
+
+    def _decode_stream(self, codes: Parts, num_frames: int) -> Iterator[Tensor]:
+        """As the mono codec."""
+        parts = self.codec._decode_stream((_codes_as_clips(part) for part in codes), num_frames)
+        return (_clips_as_channels(part) for part in parts)
 
     def _encode_latents(self, audio: Tensor) -> Tensor:
         return _clips_as_channels(self.codec._encode_latents(_channels_as_clips(audio)))
@@ -72,6 +78,11 @@ class Stereo(Codec):
 def _channels_as_clips(audio: Tensor) -> Tensor:
     """`[B, 2, N]` to `[2B, 1, N]`: both channels of a clip are neighbours in one batch."""
     return audio.flatten(0, 1).unsqueeze(1)
+
+
+def _codes_as_clips(codes: Tensor) -> Tensor:
+    """`[B, 2K, T]` to `[2B, K, T]`."""
+    return torch.unflatten(codes, 1, (-1, 2)).transpose(1, 2).flatten(0, 1)
 
 
 def _clips_as_channels(clips: Tensor) -> Tensor:
