@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.errors import UserError
 from .conditions import HIDDEN, Condition, Conditions, Given, GivenConditions
 
 
@@ -39,9 +40,17 @@ class Conditioner(nn.Module):
             zip(conditions.names, torch.tensor([0, *sizes]).cumsum(0).tolist()[:-1], strict=True)
         )
         # A bias, as MusicGen has: a state of zeros still says that there is one.
-        self.projections = nn.ModuleDict(
-            {c.name: nn.Linear(c.width, dim) for c in conditions if c.kind == "sequence"}
-        )
+        sequences = [condition for condition in conditions if condition.kind == "sequence"]
+        self.projections = nn.ModuleDict({c.name: nn.Linear(c.width, dim) for c in sequences if c.project})
+        for c in sequences:
+            if not c.project and c.width != dim:
+                raise UserError(
+                    f"condition {c.name!r} has no projection, so its width {c.width} must be that of the"
+                    f" model, {dim}"
+                )
+        # Goes where the model goes, and in its number format: not every condition has weights to tell.
+        self.register_buffer("like", torch.empty(0), persistent=False)
+        self.like: Tensor
 
     def forward(self, given: GivenConditions, batch_size: int) -> Fused:
         """Vectors for `batch_size` clips; conditions that are not given are hidden."""
@@ -67,15 +76,7 @@ class Conditioner(nn.Module):
     def _states(self, condition: Condition, given: Given | None, batch_size: int) -> tuple[Tensor, Tensor]:
         """The condition's states [B, L, D], zero where masked, and which there are [B, L]."""
         if condition.kind == "sequence":
-            projection = self.projections[condition.name]
-            assert isinstance(projection, nn.Linear)
-            weight = projection.weight
-            if given is None:
-                shape = batch_size, condition.length or 1
-                mask = torch.zeros(shape, dtype=torch.bool, device=weight.device)
-                return weight.new_zeros(*shape, weight.shape[0]), mask
-            states = projection(given.values.to(weight.dtype))
-            return states * given.mask[..., None], given.mask
+            return self._sequence(condition, self._nothing(condition, batch_size) if given is None else given)
         assert self.table is not None
         offset = self.offsets[condition.name]
         if given is None:
@@ -86,6 +87,23 @@ class Conditioner(nn.Module):
         else:
             states = self._tags(condition, given, offset)
         return states, torch.ones_like(given.mask)
+
+    def _sequence(self, condition: Condition, given: Given) -> tuple[Tensor, Tensor]:
+        values, mask = given.values.to(self.like.dtype), given.mask
+        if condition.null == "first":
+            first = values.new_zeros(condition.width)
+            first[0] = 1
+            values = torch.where(mask[..., None], values, first)
+        states = self.projections[condition.name](values) if condition.project else values
+        return (states if condition.null == "first" else states * mask[..., None]), mask
+
+    def _nothing(self, condition: Condition, batch_size: int) -> Given:
+        """A sequence hidden for all clips, as short as it can be."""
+        # Steps that nobody sees would still move the positions of those after them.
+        is_seen = condition.fuse != "prepend" or condition.attend_padding
+        length = condition.length or (1 if is_seen else 0)
+        mask = torch.zeros(batch_size, length, dtype=torch.bool, device=self.like.device)
+        return Given(self.like.new_zeros(batch_size, length, condition.width), mask)
 
     def _tags(self, condition: Condition, given: Given, offset: int) -> Tensor:
         """The mean of the embeddings of a clip's tags [B, 1, D]; without any, what hidden looks like."""

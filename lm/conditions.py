@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -29,6 +30,7 @@ HIDDEN = 0
 
 Kind = Literal["label", "tags", "sequence"]
 Fuse = Literal["sum", "prepend", "cross"]
+Null = Literal["zeros", "first"]
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,28 @@ class Condition:
     length: int | None = None
     """Of a sequence: every clip's is padded or cut to this many states; None pads to the batch's longest."""
     attend_padding: bool = False
-    """Of a sequence: whether padding is attended to, as zeros; MusicGen's melody models do that."""
+    """Of a sequence: whether padding is attended to; MusicGen's melody models do that."""
+    repeat: bool = False
+    """Of a sequence with a `length`: shorter ones are repeated up to it, not padded."""
+    null: Null = "zeros"
+    """Of a sequence: what stands in padding and for a hidden one: `zeros` after the projection, or, before
+    it, the unit vector along the `first` dimension, which is what MusicGen's melody models hear in silence.
+    """
+    project: bool = True
+    """Of a sequence: whether a linear layer takes its vectors to the model's width; else they have it."""
     feature: Mapping[str, Any] | None = None
     """Of a sequence: the feature that it comes from, as the token store describes it."""
 
     def __post_init__(self) -> None:
         if self.kind == "sequence" and self.width < 1:
             raise UserError(f"condition {self.name!r} is a sequence and needs the width of its vectors")
+        if self.null == "first" and not (self.attend_padding and self.fuse == "prepend"):
+            raise UserError(
+                f"condition {self.name!r} has null 'first', which is seen only where padding is:"
+                " it must be prepended with attend_padding"
+            )
+        if self.repeat and self.length is None:
+            raise UserError(f"condition {self.name!r} is repeated and needs the length up to which")
         if self.kind != "sequence" and not self.values:
             raise UserError(f"condition {self.name!r} has no values")
 
@@ -274,6 +291,8 @@ def _encode(condition: Condition, values: Sequence[Label | Tensor | None]) -> Gi
                     f"condition {condition.name!r} needs vectors [L, {condition.width}] for this model,"
                     f" not {list(sequence.shape)}"
                 )
+        if condition.repeat and condition.length is not None:
+            sequences = [_repeated(sequence, condition.length) for sequence in sequences]
         return pad_sequences(sequences, condition.length)
     if condition.kind == "label":
         rows = [HIDDEN if value is None else condition.row(_as_label(value)) for value in values]
@@ -285,6 +304,11 @@ def _encode(condition: Condition, values: Sequence[Label | Tensor | None]) -> Gi
         for tag in () if value is None else value:  # type: ignore[union-attr]
             present[i, condition.row(tag) - 1] = 1
     return Given(present, shown)
+
+
+def _repeated(sequence: Tensor, length: int) -> Tensor:
+    """[L, E] over and over, to at least `length` vectors; nothing stays nothing."""
+    return sequence.repeat(math.ceil(length / len(sequence)), 1) if len(sequence) else sequence
 
 
 def _as_label(value: Any) -> Label:

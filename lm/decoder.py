@@ -63,6 +63,9 @@ class Decoder(ABC):
                 draft.to_sample[:, :, step], sampled, draft.tokens[:, :, step + 1]
             )
 
+    def close(self) -> None:  # noqa: B027  # most have nothing to hand on
+        """Called when its clips are done; buffers may then serve others."""
+
 
 class Prepared(ABC):
     """A model whose weights are ready for generation."""

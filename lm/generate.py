@@ -23,7 +23,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..tokenize.corpus import Label
 from .conditions import Conditions, Given, GivenConditions, hide_all, join
-from .decoder import Draft, Weights
+from .decoder import Decoder, Draft, Weights
 from .language_model import LanguageModel, LMConfig
 from .patterns import Pattern
 from .sampling import Sampling, clip_noise
@@ -194,26 +194,34 @@ class Generator:
             num_steps = pattern.num_steps(num_frames)
             num_complete = pattern.num_complete_frames(num_frames).tolist()
             step = pattern.first_step(window.num_known, num_frames)
-            with _inference(self._lm):
-                decoder = self._prepared.decoder(given, num_rows, num_steps)
-            while step < num_steps:
-                wanted = min(
-                    num_frames, max(done, window.start + window.num_known) - window.start + chunk_frames
-                )
-                stop = next(s for s in range(step, num_steps) if num_complete[s] >= wanted) + 1
-                with _inference(self._lm):
-                    decoder.run(draft, step, stop)
-                step = stop
-                complete = num_complete[stop - 1]
-                found = _revert(pattern, draft.tokens[:, :, 1:], complete)
-                if bool((found == special).any()):  # what inversion ends at among NaN
-                    raise UserError(
-                        "the model predicts NaN: its weights are damaged, or too large for their precision"
-                    )
-                codes[:, :, window.start : window.start + complete] = found
-                if window.start + complete > done:
-                    yield codes[:, :, done : window.start + complete].clone()
-                    done = window.start + complete
+            with self._decoder(given, num_rows, num_steps) as decoder:
+                while step < num_steps:
+                    have = max(done - window.start, window.num_known)
+                    wanted = min(num_frames, have + chunk_frames)
+                    stop = next(s for s in range(step, num_steps) if num_complete[s] >= wanted) + 1
+                    with _inference(self._lm):
+                        decoder.run(draft, step, stop)
+                    step = stop
+                    complete = num_complete[stop - 1]
+                    found = _revert(pattern, draft.tokens[:, :, 1:], complete)
+                    if bool((found == special).any()):  # what inversion ends at among NaN
+                        raise UserError(
+                            "the model predicts NaN: its weights are damaged, or too large for their"
+                            " precision"
+                        )
+                    codes[:, :, window.start : window.start + complete] = found
+                    if window.start + complete > done:
+                        yield codes[:, :, done : window.start + complete].clone()
+                        done = window.start + complete
+
+    @contextlib.contextmanager
+    def _decoder(self, given: GivenConditions, num_rows: int, num_steps: int) -> Iterator[Decoder]:
+        with _inference(self._lm):
+            decoder = self._prepared.decoder(given, num_rows, num_steps)
+        try:
+            yield decoder
+        finally:
+            decoder.close()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -104,8 +105,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # cosines first and D/2 - 1 in the exponent.
 def sinusoids(positions: Tensor, dim: int) -> Tensor:
     """Cosines, then sines, of `positions` [..., S] at D/2 frequencies from 1 to 1/10000: [..., S, D]."""
-    exponents = torch.arange(dim // 2, device=positions.device) / (dim // 2 - 1)
-    angles = positions[..., None] * 10000.0**-exponents
+    # Rounded as in transformers: at position 1500 another way to these frequencies is 1e-4 off.
+    steps = torch.arange(dim // 2, device=positions.device)
+    angles = positions[..., None] * torch.exp(steps.float() * -(math.log(10000) / (dim // 2 - 1)))
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -178,7 +180,7 @@ class CrossAttention(nn.Module):
         if around.cache is None:
             k, v = self.keys_values(around.memory)
         else:
-            if len(around.cache.memories) == self.layer:
+            if len(around.cache.memories) == self.layer:  # the first step of a cache that begins here
                 around.cache.memories.append(self.keys_values(around.memory))
             k, v = around.cache.memories[self.layer]
         q = self.query(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -266,6 +268,36 @@ class TransformerLM(LanguageModel):
         # The last norm gives vectors of length sqrt(D): logits deviate by 0.02, so the loss begins at ln V.
         nn.init.normal_(self.head.weight, std=INIT_STD / math.sqrt(self.config.dim))
 
+    @classmethod
+    def from_musicgen(
+        cls,
+        source: str | Path | nn.Module,
+        *,
+        revision: str | None = None,
+        codec: str | None = None,
+        text_encoder: str | None = None,
+    ) -> TransformerLM:
+        """A MusicGen (arXiv:2306.05284) with its weights, in float32 and in evaluation mode.
+
+        Its conditions are `text` [L, E], the states of its text encoder, and for melody models `melody`
+        [L, 12], one-hot chroma; a bare decoder takes states of its own width as `text`, or as `prefix` if it
+        is a melody model's. What it says of its codec and text encoder goes into the configuration. Dropout
+        but for that on branches (attention, activation, layers) is not taken over: published models have none.
+
+        Args:
+            source: a hub id, a folder in the hub's layout, or a model of `transformers`
+                (`MusicgenForConditionalGeneration`, `MusicgenForCausalLM`, or their `Melody` kinds).
+            revision: commit, branch or tag on the Hub.
+            codec: what `load_codec` calls its codec, where that is not what the source says.
+            text_encoder: the same for the text encoder.
+
+        Raises `UserError` if it cannot be had, is no MusicGen, or its tensors are not exactly those that its
+        configuration asks for. `musicgen.to_musicgen` is the way back.
+        """
+        from .musicgen import load_musicgen
+
+        return load_musicgen(source, revision=revision, codec=codec, text_encoder=text_encoder)
+
     def use_attention(self, backend: Backend) -> None:
         """Compute attention with `backend` where it runs on the model's device; else a line says why not."""
         self.backend = usable_backend(backend, self.device, self.config.head_dim)
@@ -349,6 +381,13 @@ class TransformerLM(LanguageModel):
         """
         y = self.head(self.hidden_states(tokens, conditions, cache))
         return y.unflatten(-1, (self.config.num_codebooks, -1)).transpose(1, 2)  # type: ignore[no-any-return]
+
+    def memory_keys_values(self, memory: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """Of a memory [B, M, D], those of each layer; none without a memory."""
+        if memory is None:
+            return []
+        layers = [block.cross_attention for block in self.blocks]
+        return [layer.keys_values(memory) for layer in layers if isinstance(layer, CrossAttention)]
 
     def prepare(self, weights: Weights = "fp32") -> Prepared:
         """See `transformer_decoder.py`."""

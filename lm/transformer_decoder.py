@@ -5,16 +5,24 @@ Shapes: R rows, K codebooks, S steps, V codebook size.
 
 from __future__ import annotations
 
+import copy
+
+import torch
 from torch import Tensor
 
 from ..core.errors import UserError
 from .conditions import GivenConditions
 from .decoder import Decoder, Prepared, Weights
+from .graph_decoder import GraphTransformer
 from .transformer import KVCache, TransformerLM
 
 
 def prepare_transformer(lm: TransformerLM, weights: Weights) -> Prepared:
     """The fastest form of `lm` for its device; raises `UserError` for weights that it cannot have there."""
+    if lm.device.type == "cuda":
+        if weights == "int8":
+            raise UserError("weights cannot be 'int8' on a GPU: choose 'bf16'")
+        return GraphTransformer(lm if weights == "fp32" else copy.deepcopy(lm).to(torch.bfloat16))
     if weights != "fp32":
         raise UserError(f"weights cannot be '{weights}' on {lm.device.type}: choose 'fp32'")
     return PlainTransformer(lm)
