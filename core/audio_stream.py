@@ -8,6 +8,7 @@ sound, its length, peak, loudness, and where its silence ends. Each call of `blo
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -83,6 +84,16 @@ class AudioStream:
                 samples = resampler.resample_chunk(samples.T, last=position == self._stop).T
             if samples.shape[1]:  # a resampler may first want more
                 yield np.ascontiguousarray(np.clip(samples, -1.0, 1.0))
+
+    def at(self, sample_rate: int, channels: int) -> AudioStream:
+        """The same clip, cut and scaled alike, at another rate and mixed to other channels."""
+        return dataclasses.replace(
+            self,
+            sample_rate=sample_rate,
+            channels=channels,
+            num_samples=resampled_length(self._stop - self._start, self._reader.sample_rate, sample_rate),
+            _mix=_Mix(channels, self._mix.settings),
+        )
 
     def read(self) -> np.ndarray:
         """The whole clip, float32 `[channels, num_samples]`; raises `AudioError` as `blocks` does."""

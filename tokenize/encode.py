@@ -21,7 +21,6 @@ from contextlib import closing
 from functools import partial
 from typing import Self
 
-import numpy as np
 import torch
 from rich.progress import Progress
 
@@ -33,7 +32,8 @@ from ..core.schema import Recipe
 from .chunking import window_frames
 from .codec import Codec, CodecInfo, load_codec_from_config
 from .corpus import Clip, Corpus
-from .encode_clips import ClipEncoder, OpenedClip, StoreEncoder, read_windows
+from .encode_clips import ClipEncoder, Part, StoreEncoder, read_windows
+from .encode_features import ClipFeatures, load_features
 from .fast_codec import fast
 from .load_corpus import load_corpus
 from .origin import origins_of, write_origins
@@ -54,7 +54,7 @@ def tokenize(recipe: Recipe) -> None:
     """Write `tokens/`; shards that are there are kept, so the same command goes on after a kill.
 
     Raises `UserError` if no clip can be used, if the codec lacks what is to be stored, if a setting does not
-    fit it, and if the disk is full.
+    fit it, if a feature cannot be made, and if the disk is full.
     """
     assert recipe.codec is not None
     settings = recipe.tokenize
@@ -64,6 +64,7 @@ def tokenize(recipe: Recipe) -> None:
     torch.backends.cudnn.allow_tf32 = False
     codec = fast(load_codec_from_config(recipe.codec, best_device()), settings.precision)
     encoder = StoreEncoder(codec, settings.store)
+    features = load_features(settings.features, corpus, clips, codec.device)
     frames = window_frames(codec.chunking, codec.frame_rate, settings.window_s)
     shards = [clips[i : i + settings.shard_clips] for i in range(0, len(clips), settings.shard_clips)]
     writer = TokenWriter(
@@ -73,11 +74,12 @@ def tokenize(recipe: Recipe) -> None:
         len(shards),
         has_gains=encoder.has_gains,
         has_scale=encoder.has_scale,
+        features=features.infos,
     )
     try:
         if is_main_process():
             write_origins(recipe.folder / "tokens", origins_of(recipe.data))
-        _write_shards(recipe, corpus, encoder, frames, shards, writer)
+        _write_shards(recipe, corpus, encoder, features, frames, shards, writer)
         if is_main_process():
             _wait_for_the_others(writer, len(shards))
             _finish(recipe, writer, len(clips))
@@ -105,6 +107,7 @@ def _write_shards(
     recipe: Recipe,
     corpus: Corpus,
     encoder: StoreEncoder,
+    features: ClipFeatures,
     frames: int,
     shards: Sequence[Sequence[Clip]],
     writer: TokenWriter,
@@ -117,8 +120,8 @@ def _write_shards(
         f" {len(missing)} of {len(shards)} shards to do, on {encoder.codec.device}"
     )
 
-    def read(clip: Clip) -> Iterator[OpenedClip | np.ndarray]:
-        return read_windows(corpus, clip, encoder.codec, frames, recipe.audio)
+    def read(clip: Clip) -> Iterator[Part]:
+        return read_windows(corpus, clip, encoder.codec, frames, recipe.audio, features.audio)
 
     settings = recipe.tokenize
     readings = read_ahead(
@@ -130,12 +133,13 @@ def _write_shards(
     )
     with closing(readings), _Bar(sum(len(shards[number]) for number in missing)) as bar:
         clip_encoder = ClipEncoder(
-            encoder, partial(_batch_size, encoder.codec, settings.batch_windows), bar.advance
+            encoder, partial(_batch_size, encoder.codec, settings.batch_windows), bar.advance, features.audio
         )
         for number in missing:
             rejects: list[Reject] = []
             of_shard = itertools.islice(readings, len(shards[number]))
-            writer.write(number, clip_encoder.rows(of_shard, rejects), rejects)
+            rows = features.with_texts(clip_encoder.rows(of_shard, rejects), shards[number])
+            writer.write(number, rows, rejects)
             bar.shard_done(len(shards[number]))
 
 

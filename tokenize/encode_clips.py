@@ -4,7 +4,7 @@ Which windows share a batch depends on the clips and their order alone. So a sha
 makes it, and whenever.
 
 Shapes: B windows in a batch, C channels, N samples of a window, W width of what is stored (K codebooks or D
-latents), T frames, S gains.
+latents), T frames, S gains, L length and E width of a feature.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,6 +27,7 @@ from .chunking import Window, cut
 from .codec import Codec
 from .corpus import Clip, Corpus
 from .families.codec_oobleck import Posterior
+from .features.feature import AudioEncoder, stored
 from .segments import SegmentedCodec
 from .store_writer import MAX_VALUES, Reject, TokenRow
 
@@ -60,17 +62,41 @@ class OpenedClip:
     windows: Sequence[Window]
 
 
-def read_windows(
-    corpus: Corpus, clip: Clip, codec: Codec, window_frames: int, settings: Audio
-) -> Iterator[OpenedClip | np.ndarray]:
-    """The `OpenedClip`, then the samples `[C, N]` of each of its windows, in constant memory.
+@dataclass(frozen=True)
+class FeatureWindow:
+    """A window of a clip as the encoder of one of its features takes it."""
 
-    Raises `AudioError`, also in the middle, if the clip is unusable.
+    feature: int
+    """Which of the features of audio it is for."""
+    window: Window
+    samples: np.ndarray  # [C, N]
+
+
+Part = OpenedClip | np.ndarray | FeatureWindow
+
+
+def read_windows(
+    corpus: Corpus,
+    clip: Clip,
+    codec: Codec,
+    window_frames: int,
+    settings: Audio,
+    features: Sequence[AudioEncoder] = (),
+) -> Iterator[Part]:
+    """The `OpenedClip`, the samples `[C, N]` of each of its windows, then those of each of `features`.
+
+    All in constant memory; each feature decodes the clip once more. Raises `AudioError`, also in the middle,
+    if the clip is unusable.
     """
     stream = open_audio(corpus.audio(clip), codec.sample_rate, codec.channels, settings)
     windows = codec.plan(stream.num_samples, window_frames)
     yield OpenedClip(stream.num_samples, stream.sha256, stream.facts, windows)
     yield from cut(stream.blocks(), windows)
+    for feature, encoder in enumerate(features):
+        heard = stream.at(encoder.sample_rate, encoder.channels)
+        plan = encoder.plan(heard.num_samples)
+        for window, samples in zip(plan, cut(heard.blocks(), plan), strict=True):
+            yield FeatureWindow(feature, window, samples)
 
 
 # --- what is stored
@@ -137,8 +163,10 @@ class _Piece:
 
     clip: _ClipUnderway
     index: int
-    """Which of the clip's windows it is."""
+    """Which of the clip's windows, or of the feature's, it is."""
     samples: np.ndarray  # [C, N]
+    feature: int | None = None
+    """Which of the features of audio it is for; None: the codec."""
 
 
 class _Batches:
@@ -177,6 +205,15 @@ class _Batches:
 
 
 @dataclass
+class _FeatureUnderway:
+    """A feature of a clip between its first window and its last."""
+
+    windows: list[Window] = field(default_factory=list)
+    parts: list[Tensor] = field(default_factory=list)
+    """What the encoder made of each window."""
+
+
+@dataclass
 class _ClipUnderway:
     """A clip between its opening and its row."""
 
@@ -187,8 +224,9 @@ class _ClipUnderway:
     values: np.ndarray | None = None  # [T, W]
     scale: np.ndarray | None = None  # [T, W]
     gains: list[np.ndarray] = field(default_factory=list)
+    features: dict[int, _FeatureUnderway] = field(default_factory=dict)
     num_missing: int = 0
-    """Windows without a result."""
+    """Windows without a result, of the codec and of the features."""
     is_read: bool = False
     reason: str | None = None
     """Why it is rejected."""
@@ -217,6 +255,18 @@ class _ClipUnderway:
             self.gains[index] = encoded.gains[row]
         self.num_missing -= 1
 
+    def begin_feature_window(self, part: FeatureWindow) -> int:
+        """Which of the feature's windows `part` is."""
+        feature = self.features.setdefault(part.feature, _FeatureUnderway())
+        feature.windows.append(part.window)
+        feature.parts.append(torch.empty(0))
+        self.num_missing += 1
+        return len(feature.windows) - 1
+
+    def add_to_feature(self, feature: int, index: int, made: Tensor) -> None:
+        self.features[feature].parts[index] = made
+        self.num_missing -= 1
+
     def _empty(self, like: np.ndarray) -> np.ndarray:
         return np.empty((self.offsets[-1], like.shape[1]), like.dtype)
 
@@ -224,7 +274,7 @@ class _ClipUnderway:
     def is_done(self) -> bool:
         return self.reason is not None or (self.is_read and not self.num_missing)
 
-    def row(self, encoder: StoreEncoder) -> TokenRow:
+    def row(self, encoder: StoreEncoder, features: Sequence[AudioEncoder]) -> TokenRow:
         assert self.opened is not None
         assert self.values is not None
         return TokenRow(
@@ -240,10 +290,14 @@ class _ClipUnderway:
             labels=self.clip.labels,
             caption=self.clip.caption,
             facts=self.opened.facts,
+            features={
+                of.name: stored(of.info, of.rounded(of.join(found.parts, found.windows)))
+                for of, found in ((features[number], found) for number, found in self.features.items())
+            },
         )
 
 
-Reading = tuple[Clip, Iterator[OpenedClip | np.ndarray]]
+Reading = tuple[Clip, Iterator[Part]]
 """A clip, and what `read_windows` gives of it."""
 
 
@@ -255,39 +309,57 @@ class ClipEncoder:
         encoder: StoreEncoder,
         batch_size: Callable[[int], int],
         report: Callable[[float, float], None],
+        features: Sequence[AudioEncoder] = (),
     ) -> None:
         """Args:
-        batch_size: how many windows of N samples are encoded at once.
+        batch_size: how many windows of N samples at the codec's rate are encoded at once.
         report: is told of progress, in clips and in seconds of audio.
+        features: those that `read_windows` was given.
         """
         self._encoder = encoder
         self._batch_size = batch_size
         self._report = report
+        self._features = features
 
     def rows(self, readings: Iterable[Reading], rejects: list[Reject]) -> Iterator[TokenRow]:
         """The rows of the usable clips, in order; the others are added to `rejects`, in order too."""
         underway: deque[_ClipUnderway] = deque()
-        batches = _Batches(self._batch_size)
+        # Apart, so that the codes' batches are the same with features and without.
+        batches: dict[int | None, _Batches] = {None: _Batches(self._batch_size)}
+        batches |= {
+            i: _Batches(partial(self._feature_batch_size, feature))
+            for i, feature in enumerate(self._features)
+        }
         for clip, parts in readings:
             job = _ClipUnderway(clip)
             underway.append(job)
             for piece in _pieces(job, parts):
-                for batch in batches.add(piece):
+                for batch in batches[piece.feature].add(piece):
                     self._encode(batch)
             yield from self._finished(underway, rejects)
-        for batch in batches.rest():
-            self._encode(batch)
+        for waiting in batches.values():
+            for batch in waiting.rest():
+                self._encode(batch)
         yield from self._finished(underway, rejects)
         assert not underway
+
+    def _feature_batch_size(self, feature: AudioEncoder, num_samples: int) -> int:
+        """That of the codec, for as many seconds."""
+        if not feature.in_batches:
+            return 1
+        return self._batch_size(round(num_samples * self._encoder.codec.sample_rate / feature.sample_rate))
 
     def _encode(self, batch: list[_Piece]) -> None:
         # The file of a waiting window may have turned out to be damaged.
         batch = [piece for piece in batch if piece.clip.reason is None]
         if not batch:
             return
+        audio = torch.from_numpy(np.stack([piece.samples for piece in batch]))
+        if batch[0].feature is not None:
+            self._encode_feature(batch, batch[0].feature, audio)
+            return
         codec = self._encoder.codec
-        audio = torch.from_numpy(np.stack([piece.samples for piece in batch])).to(codec.device)
-        encoded = self._encoder(audio)
+        encoded = self._encoder(audio.to(codec.device))
         for row, piece in enumerate(batch):
             piece.clip.add(piece.index, encoded, row)
             opened = piece.clip.opened
@@ -295,24 +367,33 @@ class ClipEncoder:
             share = opened.windows[piece.index].keep_frames / piece.clip.offsets[-1]
             self._report(share, share * opened.num_samples / codec.sample_rate)
 
+    @torch.no_grad()
+    def _encode_feature(self, batch: list[_Piece], number: int, audio: Tensor) -> None:
+        windows = [piece.clip.features[number].windows[piece.index] for piece in batch]
+        made = self._features[number].encode_windows(audio, windows)
+        for piece, part in zip(batch, made, strict=True):
+            piece.clip.add_to_feature(number, piece.index, part)
+
     def _finished(self, underway: deque[_ClipUnderway], rejects: list[Reject]) -> Iterator[TokenRow]:
         while underway and underway[0].is_done:
             job = underway.popleft()
             if job.values is not None and job.values.size > MAX_VALUES:
                 job.reason = f"too long: a row of the store holds {MAX_VALUES} values, not {job.values.size}"
             if job.reason is None:
-                yield job.row(self._encoder)
+                yield job.row(self._encoder, self._features)
             else:
                 rejects.append(Reject(job.clip.id, job.clip.source, job.reason))
 
 
-def _pieces(job: _ClipUnderway, parts: Iterator[OpenedClip | np.ndarray]) -> Iterator[_Piece]:
+def _pieces(job: _ClipUnderway, parts: Iterator[Part]) -> Iterator[_Piece]:
     """The windows of a clip as they come; an unusable clip is given its reason."""
     count = 0
     try:
         for part in parts:
             if isinstance(part, OpenedClip):
                 job.open(part)
+            elif isinstance(part, FeatureWindow):
+                yield _Piece(job, job.begin_feature_window(part), part.samples, part.feature)
             else:
                 yield _Piece(job, count, part)
                 count += 1

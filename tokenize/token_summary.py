@@ -20,6 +20,7 @@ from ..core.files import atomic_file
 from ..core.progress import track
 from ..core.sections import Split
 from .codec import CodecInfo
+from .features.feature import FeatureInfo
 from .fidelity import CodebookUse, codebook_use
 from .origin import Origin, read_origins
 from .store import TokenStore, read_rejects
@@ -40,6 +41,7 @@ class TokenSummary:
     """A store in figures."""
 
     info: CodecInfo
+    features: list[FeatureInfo]
     origins: list[Origin]
     splits: dict[str, SplitSummary]
     num_rejects: int
@@ -81,6 +83,7 @@ def summarise(folder: Path) -> TokenSummary:
     counts = None if info.latents else _count_codes(store)
     return TokenSummary(
         info=info,
+        features=list(store.features.values()),
         origins=read_origins(folder),
         splits=splits,
         num_rejects=len(rejects),
@@ -143,6 +146,7 @@ def as_text(summary: TokenSummary) -> str:
         f"stored      {what}, {info.frame_rate:.4g} frames/s, {summary.num_frames:,} frames in all,"
         f" {summary.bytes / 1e6:.1f} MB, made in {info.precision}",
     ]
+    lines += [f"feature     {_feature_text(feature)}" for feature in summary.features]
     for name, split in summary.splits.items():
         lines.append(
             f"{name:<12}{split.num_clips:,} clips, {split.duration_s / 3600:.3f} h,"
@@ -159,3 +163,9 @@ def as_text(summary: TokenSummary) -> str:
         for number, (bits, used) in enumerate(zip(summary.use.entropy_bits, summary.use.used, strict=True)):
             lines.append(f"            {number:>2}: {bits:5.2f} bits, {used:,} entries used")
     return "\n".join(lines)
+
+
+def _feature_text(info: FeatureInfo) -> str:
+    rate = "" if info.frame_rate is None else f", {info.frame_rate:.4g} frames/s"
+    encoder = "" if info.encoder is None else f", {info.encoder}"
+    return f"{info.name}: {info.store}, width {info.dim}{rate}{encoder}"

@@ -55,6 +55,9 @@ def _faults_of_rows(store: TokenStore) -> list[str]:
                 )
             if values.shape[1] != split.num_frames[clip]:
                 fault = f"has {values.shape[1]} frames, but says {split.num_frames[clip]}"
+            for feature in store.features:
+                if not np.isfinite(split.feature(feature, clip)).all():
+                    fault = f"holds NaN or infinite values in its feature '{feature}'"
             if fault:
                 faults.append(f"row {clip_ids[clip]} {fault}")
     return faults

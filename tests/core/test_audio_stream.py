@@ -258,3 +258,22 @@ def test_two_passes_at_once(tmp_path):
     stream = open_audio(path, 8000, 1)
     for one, other in zip(stream.blocks(), stream.blocks(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(32000, 1), (16000, 2), (8000, 1)])
+def test_the_same_clip_at_another_rate(rate, channels):
+    """Trimmed, cut and mixed as if it had been opened so, and as loud as it was opened to be."""
+    samples = noise(2, 40_000, peak=0.5)  # resampled it stays below full scale
+    samples[:, :9000] = 0
+    wanted = Audio(trim_silence_db=30.0, max_duration_s=1.2)
+    stream = open_audio(Samples(samples, 22050), 16000, 2, wanted)
+    found = stream.at(rate, channels)
+    again = open_audio(Samples(samples, 22050), rate, channels, wanted)
+    np.testing.assert_array_equal(found.read(), again.read())
+    assert (found.num_samples, found.facts) == (again.num_samples, again.facts)
+    loud = open_audio(Samples(samples, 22050), 16000, 2, Audio(loudness_lufs=-30.0))
+    np.testing.assert_allclose(
+        loud.at(rate, channels).read(),
+        10 ** (loud.facts.gain_db / 20) * open_audio(Samples(samples, 22050), rate, channels).read(),
+        atol=1e-6,
+    )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,6 +67,8 @@ class FeatureInfo:
         """Raise `UserError` if values of `other` mean something else than values of this feature."""
         for name in ("kind", "encoder", "revision", "dim", "frame_rate", "sample_rate", "channels"):
             mine, theirs = getattr(self, name), getattr(other, name)
+            if name == "revision" and mine is None:
+                continue  # an imported model does not say which commit of its encoder it was trained on
             if mine != theirs:
                 raise UserError(f"{where}: {name} is {theirs}, but {mine} is needed")
 
@@ -158,6 +161,9 @@ def has_words(text: str | None) -> TypeGuard[str]:
 class AudioEncoder(Feature, ABC):
     """A feature of audio of any length, made in windows."""
 
+    in_batches = True
+    """Whether windows of equal length gain from being encoded together."""
+
     @property
     def sample_rate(self) -> int:
         """Rate in Hz of the audio that `plan` and `encode_windows` speak of."""
@@ -205,6 +211,11 @@ class AudioEncoder(Feature, ABC):
             ]
             features.append(self.rounded(self.join(parts, windows)))
         return features
+
+
+def stored(info: FeatureInfo, values: Tensor) -> np.ndarray:
+    """What an encoder gives, `[L, E]`, in the number format of the store."""
+    return values.numpy().astype(info.store)
 
 
 # --- loading

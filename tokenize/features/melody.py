@@ -37,6 +37,8 @@ class Melody(AudioEncoder):
     there.
     """
 
+    in_batches = False
+
     def __init__(self, name: str) -> None:
         super().__init__(
             FeatureInfo(

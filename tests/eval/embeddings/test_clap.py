@@ -7,8 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
+from transformers import ClapFeatureExtractor, ClapModel
 
 from tokkata.core.clap import ClapFrontEnd
 from tokkata.core.errors import UserError
@@ -16,70 +15,12 @@ from tokkata.core.released_file import sha256_of
 from tokkata.eval.embedding import TextEmbedding, load_embedding
 from tokkata.eval.embeddings import clap as module
 from tokkata.eval.embeddings.clap import IDS
-
-WORDS = ["<s>", "<pad>", "</s>", "<unk>", "a", "slow", "piano", "loud", "drum"]
-LIMIT = 14  # tokens that a sentence is cut to
+from tokkata.tests.made_networks import CLAP_WORDS as WORDS
+from tokkata.tests.made_networks import save_clap
 
 
 def noise(*shape, seed=0):
     return 0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def save_tokenizer(folder):
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
-
-
-def save_clap(folder, **audio):
-    """A CLAP for windows of 1 s at 4800 Hz: 64 mel bands, 61 spectrogram frames."""
-    torch.manual_seed(0)
-    config = ClapConfig(
-        text_config={
-            "vocab_size": len(WORDS),
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 16,
-            "max_position_embeddings": LIMIT + 2,
-            "projection_dim": 12,
-        },
-        audio_config={
-            "window_size": 2,
-            "num_mel_bins": 64,
-            "spec_size": 64,
-            "patch_size": 4,
-            "patch_stride": [4, 4],
-            "hidden_size": 64,  # eight times the patches' width: it doubles at each of three steps
-            "patch_embeds_hidden_size": 8,
-            "depths": [1, 1, 1, 1],
-            "num_attention_heads": [1, 1, 2, 2],
-            "num_hidden_layers": 4,
-            "projection_dim": 12,
-            **audio,
-        },
-        projection_dim=12,
-    )
-    model = ClapModel(config)
-    # As it initialises itself, it hardly reacts to its input.
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
-    ClapFeatureExtractor(
-        sampling_rate=4800,
-        hop_length=80,
-        max_length_s=1,
-        fft_window_size=256,
-        frequency_min=50,
-        frequency_max=2300,
-        truncation="rand_trunc",
-    ).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +159,9 @@ def test_models_that_fuse_random_crops_are_refused(folder, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["audio_config"]["enable_fusion"] = True
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "fuses random crops of a clip, so what it gives would be random too" in sentence(f"clap:{tmp_path}")
+    assert "fuses random crops of a clip, so what it gives would be random too" in sentence(
+        f"clap:{tmp_path}"
+    )
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "clip"}))
     assert "is of type 'clip', not 'clap'" in sentence(f"clap:{tmp_path}")
     (tmp_path / "config.json").write_text("{")
