@@ -137,9 +137,9 @@ class Generator:
         sampling = sampling or Sampling()
         if seed < 0 or first_clip < 0:
             raise UserError(f"seed {seed} and first_clip {first_clip} must not be negative")
+        prompts = _checked_prompts(prompt, num_frames, self.config)
         if chunk_frames < 1:
             raise UserError(f"chunk_frames {chunk_frames} must be at least 1")
-        prompts = _checked_prompts(prompt, num_frames, self.config)
         given = _encoded(conditions, self.config.conditions)
         batch_size = _agreed_batch_size(batch_size, given, prompts)
         if sampling.is_guided and not given:

@@ -65,10 +65,10 @@ def sample_tokens(
     The token is where the cumulative probability reaches the noise (inversion), with tokens in the order of
     the codebook: their order by probability would change with the last bit of a logit. `top_p` is nucleus
     sampling (arXiv:1904.09751, sec. 3.1) of what `top_k` has left. Tokens tied with the last one kept are
-    kept too.
+    kept too. From NaN comes V, which is no token.
     """
     if temperature == 0 or top_k == 1:
-        return logits.argmax(-1)
+        return torch.where(logits.isnan().any(-1), logits.shape[-1], logits.argmax(-1))
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k, sorted=False).values.amin(-1, keepdim=True)

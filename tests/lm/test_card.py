@@ -6,8 +6,9 @@ import yaml
 
 from tokkata.core.card import fill_scores
 from tokkata.core.recipe import dump_recipe
+from tokkata.lm.batches import conditions_of
 from tokkata.lm.card import write_card
-from tokkata.lm.train import transformer_config, vocabulary_of
+from tokkata.lm.train import transformer_config
 from tokkata.lm.transformer import TransformerLM
 
 TABLE = "| set | FAD |\n|---|---|\n| generated | 1.25 |"
@@ -22,9 +23,8 @@ def recipe(lm_recipe):
 def lm(recipe, write_tokens):
     store = write_tokens(recipe, train=3)
     torch.manual_seed(0)
-    return TransformerLM(
-        transformer_config(recipe.model, store, vocabulary_of(store.split("train"), ["pitch"]))
-    )
+    conditions = conditions_of(store, store.split("train"), recipe.model.conditions)
+    return TransformerLM(transformer_config(recipe.model, store, conditions, 8))
 
 
 @pytest.fixture

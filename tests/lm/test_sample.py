@@ -10,8 +10,10 @@ import torch
 
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
+from tokkata.lm.batches import conditions_of
+from tokkata.lm.conditions import Conditions
 from tokkata.lm.sample import choose_requests, sample
-from tokkata.lm.train import train_lm, transformer_config, vocabulary_of
+from tokkata.lm.train import train_lm, transformer_config
 from tokkata.lm.transformer import TransformerLM
 from tokkata.tokenize.store import TokenStore
 
@@ -23,9 +25,9 @@ def trained(lm_recipe, write_tokens):
     def make(**changes):
         recipe = lm_recipe(**changes)
         store = write_tokens(recipe, train=4, valid=2, test=6)
-        vocabulary = vocabulary_of(store.split("train"), recipe.model.conditions)
+        conditions = conditions_of(store, store.split("train"), recipe.model.conditions)
         torch.manual_seed(0)
-        lm = TransformerLM(transformer_config(recipe.model, store, vocabulary))
+        lm = TransformerLM(transformer_config(recipe.model, store, conditions, 50))
         with torch.no_grad():
             for parameter in lm.parameters():  # far from uniform, as trained ones are
                 parameter.mul_(8 if parameter.ndim == 2 else 1)
@@ -37,8 +39,7 @@ def trained(lm_recipe, write_tokens):
 
 def requests_of(recipe):
     lm = TransformerLM.from_pretrained(recipe.folder / "model")
-    split = TokenStore(recipe.folder / "tokens").split(recipe.generate.labels_from)
-    return choose_requests(split, lm, recipe.generate)
+    return choose_requests(TokenStore(recipe.folder / "tokens"), lm, recipe.generate)
 
 
 def written(folder):
@@ -142,20 +143,25 @@ def test_a_prompt_as_long_as_the_clip_is_refused(trained, told_codec):
 def test_every_clip_of_the_split_is_asked_for_once_before_any_is_twice(trained):
     recipe = trained(model={"conditions": ["pitch"]}, generate={"num_clips": 15})
     requests = requests_of(recipe)
-    sources = [request.source_id for request in requests]
+    sources = requests.source_ids
     assert sources[:6] == sources[6:12]
     assert sources[12:] == sources[:3]
     assert sorted(sources[:6]) == [f"test-{i:02d}" for i in range(6)]
     again = trained(name="again", model={"conditions": ["pitch"]}, generate={"num_clips": 6, "seed": 1})
-    assert [request.source_id for request in requests_of(again)] != sources[:6]
+    assert requests_of(again).source_ids != sources[:6]
 
 
 def test_labels_that_the_model_never_met_are_passed_over(trained):
     recipe = trained(model={"conditions": ["player"]}, generate={"num_clips": 8})
     requests = requests_of(recipe)
-    assert {request.source_id for request in requests} == {f"test-{i:02d}" for i in range(4)}
-    assert all(request.labels == {"player": f"player {int(request.source_id[-2:])}"} for request in requests)
-    assert all(request.prompt is None for request in requests)
+    assert len(requests) == 8
+    assert set(requests.source_ids) == {f"test-{i:02d}" for i in range(4)}
+    assert requests.labels == [{"player": f"player {int(source[-2:])}"} for source in requests.source_ids]
+    players = TransformerLM.from_pretrained(recipe.folder / "model").config.conditions["player"]
+    rows = [players.row(label["player"]) for label in requests.labels]
+    assert requests.given["player"].values[:, 0].tolist() == rows
+    assert requests.given["player"].mask.all()
+    assert requests.prompt is None
 
 
 def test_clips_shorter_than_the_prompt_are_passed_over(trained):
@@ -166,8 +172,8 @@ def test_clips_shorter_than_the_prompt_are_passed_over(trained):
     }
     assert 0 < len(long_enough) < 6
     requests = requests_of(recipe)
-    assert {request.source_id for request in requests} == long_enough
-    assert {request.prompt.shape for request in requests} == {(3, 10)}
+    assert set(requests.source_ids) == long_enough
+    assert requests.prompt.shape == (8, 3, 10)
 
 
 @pytest.mark.parametrize(
@@ -188,11 +194,11 @@ def test_nothing_to_ask_for(trained, changes, sentence):
 def test_an_empty_split(lm_recipe, write_tokens):
     recipe = lm_recipe()
     store = write_tokens(recipe, train=2)
-    lm = TransformerLM(transformer_config(recipe.model, store, vocabulary_of(store.split("train"), [])))
+    lm = TransformerLM(transformer_config(recipe.model, store, Conditions(), 8))
     with pytest.raises(UserError, match=r"generate\.labels_from: the split 'test' has no clips"):
-        choose_requests(store.split("test"), lm, recipe.generate)
+        choose_requests(store, lm, recipe.generate)
 
 
-def test_guidance_without_labels_is_refused(trained, told_codec):
-    with pytest.raises(UserError, match="this model was trained without labels"):
+def test_guidance_without_conditions_is_refused(trained, told_codec):
+    with pytest.raises(UserError, match="this model was trained without conditions"):
         sample(trained(generate={"cfg_scale": 2.0}))

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.lm import train as module
-from tokkata.lm.conditions import HIDDEN, LabelVocabulary
-from tokkata.lm.train import train_lm, transformer_config, vocabulary_of
+from tokkata.lm.batches import conditions_of
+from tokkata.lm.conditions import Condition, Conditions
+from tokkata.lm.train import train_lm, transformer_config
 from tokkata.lm.transformer import TransformerLM
 
 
@@ -38,11 +39,11 @@ def job_of(monkeypatch):
     return job
 
 
-def loss_by_hand(lm, codes, labels):
+def loss_by_hand(lm, codes, given):
     """Sum of -ln p over the tokens of one clip [K, T], codebook by codebook, from the logits."""
     num_codebooks, num_frames = codes.shape
     sequence = lm.pattern.apply(codes[None], lm.config.special)
-    logits = lm.logits(F.pad(sequence[:, :, :-1], (1, 0), value=lm.config.special), labels[None])
+    logits = lm.logits(F.pad(sequence[:, :, :-1], (1, 0), value=lm.config.special), given)
     return sum(
         -logits[0, k, t + k].log_softmax(-1)[codes[k, t]]  # delays 0, 1, 2
         for k in range(num_codebooks)
@@ -63,8 +64,8 @@ def test_validation_loss_is_the_mean_over_all_tokens(lm_recipe, write_tokens, jo
         pitches = split.column("pitch")
         for i in range(len(split)):
             codes = torch.from_numpy(split.codes(i, 0, 8))  # crop_s 0.16 is 8 frames; some clips have 5
-            labels = torch.tensor([lm.config.vocabulary.index("pitch", pitches[i])])
-            total += float(loss_by_hand(lm, codes, labels))
+            pitch = lm.config.conditions.encode({"pitch": [pitches[i]]})
+            total += float(loss_by_hand(lm, codes, pitch))
             num_tokens += codes.numel()
     assert num_tokens < 5 * 3 * 8
     assert scores["loss"] == pytest.approx(total / num_tokens, rel=1e-5)
@@ -92,11 +93,13 @@ def test_labels_are_hidden_clip_by_clip(lm_recipe, write_tokens, job_of):
     recipe = lm_recipe(model={"conditions": ["pitch", "player"], "condition_dropout": 0.3})
     write_tokens(recipe, train=8, valid=1)
     batch = job_of(recipe).batch
-    labels = torch.cat([batch(step, range(8))["labels"] for step in range(200)])
-    hidden = labels == HIDDEN
-    assert torch.equal(hidden[:, 0], hidden[:, 1])
+    batches = [batch(step, range(8)) for step in range(200)]
+    hidden = ~torch.stack([found["mask/pitch"] for found in batches])[..., 0]  # [200, B]
+    assert torch.equal(hidden, ~torch.stack([found["mask/player"] for found in batches])[..., 0])
     # 1,600 coins: six standard deviations are 0.07.
-    assert abs(float(hidden[:, 0].float().mean()) - 0.3) < 0.07
+    assert abs(float(hidden.float().mean()) - 0.3) < 0.07
+    # A coin a clip: with one a batch, none of these would be mixed.
+    assert (hidden.any(1) & ~hidden.all(1)).sum() > 100
 
 
 def test_a_batch_holds_what_the_store_does(lm_recipe, write_tokens, job_of):
@@ -107,8 +110,9 @@ def test_a_batch_holds_what_the_store_does(lm_recipe, write_tokens, job_of):
     players = split.column("player")
     for step in range(5):
         batch = job.batch(step, range(8))
-        for codes, label, mask in zip(batch["codes"], batch["labels"], batch["mask"], strict=True):
-            clip = players.index(job.modules["lm"].config.vocabulary.values["player"][label - 1])
+        assert batch["mask/player"].all()
+        for codes, row, mask in zip(batch["codes"], batch["values/player"], batch["mask"], strict=True):
+            clip = players.index(job.modules["lm"].config.conditions["player"].values[row - 1])
             length = min(8, int(split.num_frames[clip]))
             assert mask.tolist() == [True] * length + [False] * (8 - length)
             whole = torch.from_numpy(split.codes(clip))
@@ -133,7 +137,7 @@ def test_it_learns_four_clips_by_heart(lm_recipe, write_tokens):
     for i, player in enumerate(split.column("player")):
         codes = torch.from_numpy(split.codes(i, 0, 8))[None]
         with torch.no_grad():
-            loss = lm(codes, lm.config.vocabulary.encode({"player": [player]})).mean
+            loss = lm(codes, lm.config.conditions.encode({"player": [player]})).mean
         assert float(loss) < 0.2
 
 
@@ -243,9 +247,10 @@ def test_a_label_that_the_tokens_do_not_have(lm_recipe, write_tokens):
 def test_the_model_is_built_for_its_codec(lm_recipe, write_tokens):
     recipe = lm_recipe(model={"conditions": ["pitch"], "dropout": 0.25})
     store = write_tokens(recipe, train=6)
-    vocabulary = vocabulary_of(store.split("train"), recipe.model.conditions)
-    assert vocabulary == LabelVocabulary({"pitch": [60, 61, 62, 63]})
-    config = transformer_config(recipe.model, store, vocabulary)
+    conditions = conditions_of(store, store.split("train"), recipe.model.conditions)
+    assert conditions == Conditions((Condition("pitch", "label", values=(60, 61, 62, 63)),))
+    config = transformer_config(recipe.model, store, conditions, 8)
+    assert (config.conditions, config.window_frames) == (conditions, 8)
     assert (config.num_codebooks, config.codebook_size, config.frame_rate) == (3, 16, 50.0)
     assert (config.dim, config.num_layers, config.num_heads, config.dropout) == (32, 1, 2, 0.25)
     assert config.codec == dataclasses.asdict(store.info)

@@ -85,7 +85,10 @@ def test_codes_of_another_shape_are_refused():
 def test_a_language_model_can_be_asked():
     """The lines that docs/copies.md shows."""
     torch.manual_seed(0)
-    lm = TransformerLM(TransformerConfig(3, 16, RATE, (0, 1, 2), dim=16, num_layers=1, num_heads=2)).eval()
+    config = TransformerConfig(
+        num_codebooks=3, codebook_size=16, frame_rate=RATE, dim=16, num_layers=1, num_heads=2
+    )
+    lm = TransformerLM(config).eval()
 
     def continue_greedily(clips, prompts, num_frames):
         prompt = torch.from_numpy(prompts)
