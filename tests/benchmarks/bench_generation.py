@@ -1,0 +1,233 @@
+"""How long a frame takes to generate, beside `transformers`, on the same weights.
+
+    python tests/benchmarks/bench_generation.py [--quick] [--rounds 3] [--device cuda]
+
+A MusicGen of the shape of `small` (24 layers of 1024, 16 heads, 4 codebooks of 2048, text of 768) with random
+weights is run by `transformers` and, imported, by Tokkata: greedily, after texts of one length, contestants
+in turn in every round. Printed are the medians of milliseconds a frame, and the ratios to `transformers` of
+the same round. What is done once is left out: reading weights into another format, and the first frames.
+
+Then, for each number format alone: a frame at the end of 30 s beside one near the beginning, and how far it
+is from the least that it could take, the bytes of the weights and of the filled cache over the bandwidth
+that this process reads memory with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from transformers import (
+    EncodecConfig,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    MusicgenForConditionalGeneration,
+    T5Config,
+)
+
+from tokkata.lm.decoder import Weights
+from tokkata.lm.generate import Generator
+from tokkata.lm.sampling import Sampling
+from tokkata.lm.transformer import TransformerLM
+
+TEXT_LENGTH = 20
+SETTINGS = {  # batch size, guidance
+    "batch 1, CFG 3": (1, 3.0),
+    "batch 1, no CFG": (1, 1.0),
+    "batch 8, CFG 3": (8, 3.0),
+}
+
+
+def musicgen(num_layers: int, dim: int) -> MusicgenForConditionalGeneration:
+    """A MusicGen with random weights; its text encoder and codec are tiny, and take no part."""
+    torch.manual_seed(0)
+    config = MusicgenConfig(
+        text_encoder=T5Config(
+            d_model=768, num_layers=1, num_heads=1, d_ff=8, d_kv=8, vocab_size=16
+        ).to_dict(),
+        audio_encoder=EncodecConfig(
+            sampling_rate=32000,
+            target_bandwidths=[2.2],
+            codebook_size=2048,
+            num_filters=4,
+            hidden_size=8,
+            codebook_dim=8,
+            num_lstm_layers=1,
+            upsampling_ratios=[8, 5, 4, 4],
+        ).to_dict(),
+        decoder=MusicgenDecoderConfig(
+            num_hidden_layers=num_layers,
+            hidden_size=dim,
+            ffn_dim=4 * dim,
+            num_attention_heads=dim // 64,
+            dropout=0.0,
+        ).to_dict(),
+    )
+    return MusicgenForConditionalGeneration(config).eval()
+
+
+def theirs(model: MusicgenForConditionalGeneration, batch_size: int, scale: float) -> Callable[[int], object]:
+    """Generate some frames with `transformers`."""
+    num_delays = model.config.decoder.num_codebooks
+    text = torch.ones(batch_size, TEXT_LENGTH, dtype=torch.int64, device=model.device)
+
+    def run(num_frames: int) -> None:
+        model.generate(
+            inputs=text,
+            attention_mask=text,
+            do_sample=False,
+            guidance_scale=scale,
+            max_new_tokens=num_frames + num_delays - 1,
+        )
+
+    return run
+
+
+def ours(generator: Generator, batch_size: int, scale: float) -> Callable[[int], object]:
+    """Generate some frames with Tokkata."""
+    conditions = {"text": list(torch.randn(batch_size, TEXT_LENGTH, 768))}
+    sampling = Sampling(temperature=0.0, cfg_scale=scale)
+    return lambda num_frames: generator.generate(num_frames, conditions=conditions, sampling=sampling)
+
+
+def ms_a_frame(run: Callable[[int], object], few: int, many: int) -> float:
+    """Between two lengths, so that what is done once counts for nothing."""
+    times = []
+    for num_frames in (few, many):
+        synchronise()
+        begin = time.perf_counter()
+        run(num_frames)
+        synchronise()
+        times.append(time.perf_counter() - begin)
+    return (times[1] - times[0]) / (many - few) * 1e3
+
+
+def synchronise() -> None:
+    """Wait for a GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second that a sum of a gigabyte is read with, the best of some."""
+    x = torch.ones(2**28, device=device)
+    best = float("inf")
+    for _ in range(6):
+        synchronise()
+        begin = time.perf_counter()
+        x.sum()
+        synchronise()
+        best = min(best, time.perf_counter() - begin)
+    return 4 * x.numel() / best
+
+
+def compare(
+    model: MusicgenForConditionalGeneration,
+    generators: dict[Weights, Generator],
+    rounds: int,
+    frames: tuple[int, int],
+) -> None:
+    """The table of ratios."""
+    few, many = frames
+    print(
+        f"milliseconds a frame over frames {few} to {many}, medians of {rounds} rounds; ratio to transformers"
+    )
+    print(f"| {'':<16} | transformers | " + " | ".join(f"{name:>13}" for name in generators) + " |")
+    for name, (batch_size, scale) in SETTINGS.items():
+        contestants: dict[str, Callable[[int], object]] = {"transformers": theirs(model, batch_size, scale)}
+        contestants |= {w: ours(generator, batch_size, scale) for w, generator in generators.items()}
+        for run in contestants.values():
+            run(2)
+        taken: dict[str, list[float]] = {contestant: [] for contestant in contestants}
+        for number in range(rounds):
+            order = list(contestants)
+            for contestant in order[number % len(order) :] + order[: number % len(order)]:
+                taken[contestant].append(ms_a_frame(contestants[contestant], few, many))
+        cells = [f"{median(taken['transformers']):>12.1f}"]
+        for weights in generators:
+            ratios = [a / b for a, b in zip(taken["transformers"], taken[weights], strict=True)]
+            cells.append(f"{median(taken[weights]):.1f} ({median(ratios):.2f}×)".rjust(13))
+        print(f"| {name:<16} | " + " | ".join(cells) + " |", flush=True)
+
+
+def alone(
+    lm: TransformerLM, generators: dict[Weights, Generator], device: torch.device, num_frames: int
+) -> None:
+    """The table of each number format's own figures, batch 1 with guidance."""
+    read = bandwidth(device)
+    print(f"\nread bandwidth of this process: {read / 1e9:.1f} GB/s; batch 1, CFG 3")
+    print(
+        "| weights | ms at frame 100 | ms at frame 1400 | late / early | GB read late | ms over the least |"
+    )
+    conditions = {"text": [torch.randn(TEXT_LENGTH, 768)]}
+    for weights, generator in generators.items():
+        found, least = {}, {}
+        for at in (100, 1400):
+            run = continued(generator, at, conditions)
+            found[at] = median(ms_a_frame(run, 4, 4 + num_frames) for _ in range(3))
+            least[at] = bytes_a_step(lm, weights, at, 2)
+        print(
+            f"| {weights} | {found[100]:.1f} | {found[1400]:.1f} | {found[1400] / found[100]:.2f} |"
+            f" {least[1400] / 1e9:.2f} | {found[100] / (least[100] / read * 1e3):.2f} (100),"
+            f" {found[1400] / (least[1400] / read * 1e3):.2f} (1400) |",
+            flush=True,
+        )
+
+
+def continued(
+    generator: Generator, num_prompt: int, conditions: dict[str, list[torch.Tensor]]
+) -> Callable[[int], object]:
+    """Generate some frames after a prompt."""
+    config = generator.config
+    prompt = torch.randint(0, config.codebook_size, (1, config.num_codebooks, num_prompt))
+    sampling = Sampling(temperature=0.0, cfg_scale=3.0)
+    return lambda more: generator.generate(
+        num_prompt + more, prompt=prompt, conditions=conditions, sampling=sampling
+    )
+
+
+def bytes_a_step(lm: TransformerLM, weights: Weights, length: int, num_rows: int) -> float:
+    """What a step cannot avoid to read: the weights of all matrices, and the filled part of the cache."""
+    size = {"fp32": 4, "bf16": 2, "int8": 1}[weights]
+    config = lm.config
+    # The memory's keys and values are computed once, so that matrix is not read.
+    once = sum(p.numel() for name, p in lm.named_parameters() if "key_value" in name or "conditioner" in name)
+    matrices = sum(p.numel() for name, p in lm.named_parameters() if p.ndim == 2) - once
+    matrices -= lm.token_embedding.weight.numel()
+    cache = 2 * config.num_layers * config.kv_heads * config.head_dim * length * num_rows
+    return float(size * (matrices + cache))
+
+
+def main() -> None:
+    """Run all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round, few frames")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--dim", type=int, default=1024)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    device = torch.device(args.device)
+    print(f"{os.uname().machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device}")
+    model = musicgen(args.layers, args.dim).to(device)
+    lm = TransformerLM.from_musicgen(model).to(device)
+    formats: list[Weights] = ["fp32", "bf16"] if device.type == "cuda" else ["fp32", "bf16", "int8"]
+    generators = {}
+    for weights in formats:
+        begin = time.perf_counter()
+        generators[weights] = Generator(lm, weights=weights)
+        print(f"{weights}: weights ready in {time.perf_counter() - begin:.1f} s")
+    rounds, frames = (1, (4, 20)) if args.quick else (args.rounds, (4, 36))
+    compare(model, generators, rounds, frames)
+    del model
+    alone(lm, generators, device, 8 if args.quick else 24)
+
+
+if __name__ == "__main__":
+    main()
