@@ -1,5 +1,7 @@
 """A folder of audio to embeddings: threads read ahead, one batch after another is embedded, packs are cached.
 
+Where a light embedding runs on the CPU, the threads that read embed each piece by itself, and nothing waits.
+
 Files, sorted by name, are cut into shards of `SHARD_FILES`; of n processes, process r embeds the shards whose
 number leaves the remainder r. Which pieces share a batch depends on the files of a shard alone, so the frames
 are the same whatever the number of processes. A process that is killed loses the shard underway; the same
@@ -13,6 +15,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,7 @@ import numpy as np
 import torch
 
 from ..core.audio import AudioError
+from ..core.device import best_device
 from ..core.progress import progress_bar
 from ..core.run import num_processes, process_index
 from ..tokenize.read_ahead import read_ahead
@@ -94,18 +98,19 @@ def embed_folder(
     packs = EmbeddingCache(cache, embedding.info)
     # As it was at the beginning: what is embedded meanwhile would make batches depend on who was faster.
     known = packs.known()
+    embed_in_readers = embedding.is_light and best_device().type == "cpu"
     numbers = range(process_index(), -(-len(files) // SHARD_FILES), num_processes())
     shards = [files[number * SHARD_FILES : (number + 1) * SHARD_FILES] for number in numbers]
     told: list[tuple[str, str | None, str]] = []  # name, hash if it could be embedded, else the reason
     num_threads = num_threads or min(16, os.cpu_count() or 1)
     reading = read_ahead(
         [file for shard in shards for file in shard],
-        lambda file: read_pieces(file, embedding.info.sample_rate, known),
+        lambda file: _pieces(file, embedding, known, embed_in_readers),
         num_threads=num_threads,
         num_ahead=2 * num_threads,
         depth=2,
     )
-    with progress_bar() as bar:
+    with progress_bar() as bar, _threads_in_torch(1 if embed_in_readers else torch.get_num_threads()):
         task = bar.add_task(f"{embedding.info.name}: {set_name}", total=sum(map(len, shards)))
         for shard in shards:
             batches = _Batches(embedding)
@@ -118,8 +123,47 @@ def embed_folder(
     return _embedded(embedding.info, folder, files, gather(told), packs, set_name)
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a clip."""
+
+    samples: np.ndarray  # [N]
+    frames: np.ndarray | None  # [T, D]; None before it is embedded
+
+
+def _pieces(
+    file: AudioFile, embedding: Embedding, known: frozenset[str], embed: bool
+) -> Iterator[Head | _Piece]:
+    for part in read_pieces(file, embedding.info.sample_rate, known):
+        if isinstance(part, Head):
+            yield part
+        else:
+            alone = embed or not embedding.frames(len(part))
+            yield _Piece(part, _embed(embedding, part[None])[0] if alone else None)
+
+
+def _embed(embedding: Embedding, samples: np.ndarray) -> np.ndarray:
+    """Samples [B, N] to frames [B, T, D] float32."""
+    if not embedding.frames(samples.shape[1]):
+        return np.empty((len(samples), 0, embedding.info.width), np.float32)
+    with torch.inference_mode():
+        frames: np.ndarray = embedding.embed(torch.from_numpy(samples)[:, None]).float().cpu().numpy()
+    return frames
+
+
+@contextmanager
+def _threads_in_torch(number: int) -> Iterator[None]:
+    """Each operation on `number` threads: those of light ones do little but wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _take(
-    file: AudioFile, parts: Iterator[Head | np.ndarray], known: frozenset[str], batches: _Batches
+    file: AudioFile, parts: Iterator[Head | _Piece], known: frozenset[str], batches: _Batches
 ) -> tuple[str, str | None, str]:
     """Put the pieces of a file into batches; its name, hash and, if it cannot be used, the reason."""
     sha256 = ""
@@ -184,20 +228,20 @@ class _Batches:
         self._num_pieces[sha256] = self._num_samples[sha256] = 0
         self._energy[sha256] = 0.0
 
-    def add(self, sha256: str, samples: np.ndarray) -> None:
-        """The next piece [N] of the clip."""
+    def add(self, sha256: str, piece: _Piece) -> None:
+        """The next piece of the clip."""
+        samples = piece.samples
         number = self._num_pieces[sha256]
         self._num_pieces[sha256] += 1
         self._num_samples[sha256] += len(samples)
         self._energy[sha256] += float(np.dot(samples, samples))
-        if not self._embedding.frames(len(samples)):
-            self._frames[sha256][number] = np.empty((0, self._embedding.info.width), np.float32)
+        if piece.frames is not None:
+            self._frames[sha256][number] = piece.frames
             return
         pieces = self._waiting[len(samples)]
         pieces.append((sha256, number, samples))
         self._num_waiting += len(samples)
-        device = torch.accelerator.current_accelerator(check_available=True)
-        batch_samples = BATCH_SAMPLES.get(device.type if device else "cpu", BATCH_SAMPLES_ELSEWHERE)
+        batch_samples = BATCH_SAMPLES.get(best_device().type, BATCH_SAMPLES_ELSEWHERE)
         if (len(pieces) + 1) * len(samples) > batch_samples:
             self._embed(len(samples))
         elif self._num_waiting > MAX_WAITING_SAMPLES:
@@ -210,9 +254,7 @@ class _Batches:
     def _embed(self, length: int) -> None:
         pieces = self._waiting.pop(length)
         self._num_waiting -= length * len(pieces)
-        audio = torch.from_numpy(np.stack([samples for _, _, samples in pieces]))[:, None]
-        with torch.inference_mode():
-            frames = self._embedding.embed(audio).float().cpu().numpy()
+        frames = _embed(self._embedding, np.stack([samples for _, _, samples in pieces]))
         for (sha256, number, _), item in zip(pieces, frames, strict=True):
             self._frames[sha256][number] = item
 

@@ -50,6 +50,9 @@ class EmbeddingInfo:
 class Embedding(ABC):
     """A network with frozen weights that embeds mono audio at `info.sample_rate`."""
 
+    is_light = False
+    """Whether, on a CPU, a clip is sooner embedded than read: batches are then not worth waiting for."""
+
     def __init__(self, info: EmbeddingInfo) -> None:
         self.info = info
 

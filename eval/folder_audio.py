@@ -90,7 +90,8 @@ def _open(path: Path, reader: AudioReader, sample_rate: int) -> AudioStream:
         if num_frames > MAX_HELD_FRAMES:
             return open_audio(path, sample_rate, 1, silence_ok=True)
     samples = np.concatenate(held, axis=1) if held else np.zeros((reader.channels, 0), np.float32)
-    return open_audio(Samples(samples, reader.sample_rate), sample_rate, 1, silence_ok=True)
+    source = Samples(samples, reader.sample_rate, reader.sha256)
+    return open_audio(source, sample_rate, 1, silence_ok=True)
 
 
 def _pieces(stream: AudioStream, length: int) -> Iterator[np.ndarray]:

@@ -14,6 +14,8 @@ import torch
 
 WIDE = 1024
 """Rows above which torch does the work."""
+NUM_BLOCKS = 4
+"""Blocks of a triangular matrix, beyond whose diagonal nothing is multiplied."""
 
 
 def eigenvalues(matrices: np.ndarray) -> np.ndarray:
@@ -31,16 +33,33 @@ def eigenvalues_of_product(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     With B = LLᵀ they are those of LᵀAL. `a` and `b` [d, d] are symmetric and not negative.
     """
     if len(a) <= WIDE:
-        # Three calls: LAPACK's own for this product (sygv) was half again as slow.
+        # LAPACK's own for this product (sygst) was half again as slow.
         try:
             triangular = np.linalg.cholesky(b)
         except np.linalg.LinAlgError:
             return None
-        return eigenvalues(triangular.T @ a @ triangular)
+        return eigenvalues(_lower_half_of_product(triangular, a))
     lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(b))
     if int(failed):
         return None
     return eigenvalues((lower.mT @ torch.from_numpy(a) @ lower).numpy())
+
+
+def _lower_half_of_product(lower: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """The lower half of LᵀAL [d, d] of `lower` L and symmetric `a`; zeros above the blocks of the diagonal.
+
+    That half is all that eigenvalues are read from. Without products with L's own zeros it takes half of the
+    operations.
+    """
+    step = -(-len(a) // NUM_BLOCKS)
+    blocks = [slice(first, first + step) for first in range(0, len(a), step)]
+    right = np.empty_like(a)
+    for block in blocks:
+        right[:, block] = a[:, block.start :] @ lower[block.start :, block]
+    product = np.zeros_like(a)
+    for block in blocks:
+        product[block, : block.stop] = lower[block.start :, block].T @ right[block.start :, : block.stop]
+    return product
 
 
 def positive_factor(matrix: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..embedding import Embedding, EmbeddingInfo, check_mono
-from ..embeddings.mel_filters import htk_mel_filters
+from ..embeddings.mel_filters import htk_mel_filters, mel_magnitudes
 
 SAMPLE_RATE = 8000
 FFT, HOP = 2048, 512  # samples: 256 and 64 ms
@@ -55,5 +55,4 @@ class StrongMel(Embedding):
         check_mono(audio)
         samples = audio[:, 0].to(self._filters)
         samples = torch.nn.functional.pad(samples, (0, max(0, FFT - samples.shape[-1])))
-        windows = samples.unfold(-1, FFT, HOP) * self._window
-        return torch.log1p(torch.fft.rfft(windows).abs() @ self._filters / WEAK)
+        return mel_magnitudes(samples, self._window, HOP, self._filters).div_(WEAK).log1p_()

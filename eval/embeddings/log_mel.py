@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..embedding import Embedding, EmbeddingInfo, check_mono
-from .mel_filters import htk_mel_filters
+from .mel_filters import htk_mel_filters, mel_magnitudes
 
 SAMPLE_RATE = 32000
 FFT, HOP = 1024, 512  # samples: 32 and 16 ms
@@ -34,6 +34,8 @@ class LogMel(Embedding):
     It hears spectrum, loudness and how restless they are, not melody, rhythm or anything longer than a
     quarter of a second. Its source is this file: no publication stands behind it.
     """
+
+    is_light = True
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(
@@ -66,7 +68,7 @@ class LogMel(Embedding):
         samples = audio[:, 0].to(self._filters)
         short = PATCH_SAMPLES - samples.shape[-1]
         samples = torch.nn.functional.pad(samples, (0, max(0, short)))
-        windows = samples.unfold(-1, FFT, HOP) * self._window  # [B, F, FFT]
-        mels = torch.log(torch.fft.rfft(windows).abs() @ self._filters + OFFSET)  # [B, F, M]
+        bands = mel_magnitudes(samples, self._window, HOP, self._filters)
+        mels = bands.add_(OFFSET).log_()  # [B, F, M]
         patches = mels.unfold(1, PATCH, PATCH_HOP)  # [B, T, M, PATCH]
         return torch.cat([patches.mean(-1), patches.diff(dim=-1).abs().mean(-1)], dim=-1)

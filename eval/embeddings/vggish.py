@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...core.errors import UserError
 from ...core.released_file import ReleasedFile, released_file, sha256_of
 from ..embedding import Embedding, EmbeddingInfo, check_mono
-from .mel_filters import htk_mel_filters
+from .mel_filters import htk_mel_filters, mel_magnitudes
 
 # Constants of the AudioSet release's vggish_params.
 SAMPLE_RATE = 16000
@@ -107,8 +107,7 @@ class VggishFrontEnd:
 
     def log_mel(self, samples: Tensor) -> Tensor:
         """Samples `[B, N]` to log-mel `[B, F, 64]`."""
-        windows = samples.unfold(-1, WINDOW, HOP) * self._window
-        return torch.log(torch.fft.rfft(windows, n=FFT).abs() @ self._filters + OFFSET)
+        return mel_magnitudes(samples, self._window, HOP, self._filters).add_(OFFSET).log_()
 
 
 class Vggish(Embedding):

@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_scores.py [--widths 512 768 2048] [--rounds 3] [--draws 25]
 
 All get the same made embeddings, whose variances fall like those of a real embedding, and take turns, so that
-whatever else the machine does hits them alike. Printed are the best time of each, the median over rounds of
+whatever else the machine does hits them alike, with a pause in between: for some tenths of a second a library's
+threads wait for more work on the cores that the next one needs. Printed are the best time of each, the median over rounds of
 its ratio to ours, and the machine's load. FAD-infinity is compared with what fadtk does, 25 distances of 25
 draws of frames, 500 to all of them. With fewer `--draws`, so many of those, evenly spaced in size, are
 computed and counted for all.
@@ -22,6 +23,7 @@ import torch
 from tokkata.eval.frechet import GaussianStats, frechet_distance, frechet_distance_infinity
 
 FRAMES_PER_CLIP = 10
+PAUSE_S = 0.3
 NUM_DRAWS = 25
 
 
@@ -74,6 +76,7 @@ def race(contestants: dict[str, Callable[[], object]], rounds: int) -> tuple[dic
     for number in range(rounds):
         first = number % len(order)
         for name in order[first:] + order[:first]:
+            time.sleep(PAUSE_S)
             begin = time.perf_counter()
             results[name] = contestants[name]()
             seconds[name].append(time.perf_counter() - begin)

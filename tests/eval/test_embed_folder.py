@@ -25,7 +25,7 @@ class Counting:
     """Lets an embedding embed, and counts what it was given."""
 
     def __init__(self, embedding: Embedding, stop_after: int | None = None) -> None:
-        self.info, self.frames = embedding.info, embedding.frames
+        self.info, self.frames, self.is_light = embedding.info, embedding.frames, embedding.is_light
         self._embedding, self._stop_after = embedding, stop_after
         self.num_clips = 0
 
