@@ -1,0 +1,161 @@
+"""How long a training step takes, beside `transformers`, for a MusicGen of one shape.
+
+    python tests/benchmarks/bench_training.py [--layers 8] [--dim 512] [--batch 2] [--frames 500]
+
+Both take a step of AdamW on the same codes and text states, with a text encoder left out: the loss of
+`MusicgenForCausalLM` under the delay pattern, and Tokkata's of the model imported from it, each in float32
+and under bfloat16's autocast, in turn in every round. Printed are the medians of seconds a step, the median over
+rounds of the ratio, and the difference between the two losses before the first step. Last, Tokkata's modern
+default of the same size, beside the imported one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor
+from transformers import MusicgenDecoderConfig, MusicgenForCausalLM
+
+from tokkata.lm.conditions import GivenConditions
+from tokkata.lm.transformer import TransformerConfig, TransformerLM
+
+TEXT_LENGTH = 20
+
+Step = Callable[[], float]
+
+
+def musicgen(num_layers: int, dim: int) -> MusicgenForCausalLM:
+    """A decoder with random weights, with cross-attention to states of its own width."""
+    torch.manual_seed(0)
+    config = MusicgenDecoderConfig(
+        num_hidden_layers=num_layers,
+        hidden_size=dim,
+        ffn_dim=4 * dim,
+        num_attention_heads=dim // 64,
+        dropout=0.0,
+    )
+    return MusicgenForCausalLM(config)
+
+
+def adamw(model: torch.nn.Module) -> torch.optim.AdamW:
+    """The same optimizer for all."""
+    return torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
+    """bfloat16's, or none."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def theirs(model: MusicgenForCausalLM, codes: Tensor, states: Tensor, precision: str) -> Step:
+    """A step with `transformers`; its labels are the delayed codes, and it shifts them itself."""
+    optimizer = adamw(model)
+    special = model.config.pad_token_id
+    num_codebooks, num_frames = codes.shape[1:]
+    labels = torch.full((codes.shape[0], num_frames + num_codebooks - 1, num_codebooks), special)
+    for k in range(num_codebooks):
+        labels[:, k : k + num_frames, k] = codes[:, k].cpu()
+    inputs = torch.full_like(labels, special)
+    inputs[:, 1:] = labels[:, :-1]
+    inputs = inputs.transpose(1, 2).flatten(0, 1).contiguous().to(codes.device)  # [B · K, S]
+    labels = labels.to(codes.device)
+
+    def step() -> float:
+        with autocast(codes.device, precision):
+            loss = model(input_ids=inputs, encoder_hidden_states=states, labels=labels, use_cache=False).loss
+        return update(loss, optimizer)
+
+    return step
+
+
+def ours(lm: TransformerLM, codes: Tensor, given: GivenConditions, precision: str) -> Step:
+    """A step with Tokkata."""
+    optimizer = adamw(lm)
+
+    def step() -> float:
+        with autocast(codes.device, precision):
+            loss = lm(codes, given).mean
+        return update(loss, optimizer)
+
+    return step
+
+
+def update(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    """Gradients and weights; returns the loss, and so waits for the device."""
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def seconds(step: Step) -> float:
+    """Of one step."""
+    begin = time.perf_counter()
+    step()
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    """Run all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two rounds, short clips")
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--frames", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.frames = 2, 150
+    device = torch.device(args.device)
+    print(f"{os.uname().machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device}")
+    model = musicgen(args.layers, args.dim).to(device).train()
+    lm = TransformerLM.from_musicgen(model).to(device).train()
+    modern = TransformerLM(
+        TransformerConfig(
+            num_codebooks=lm.config.num_codebooks,
+            codebook_size=lm.config.codebook_size,
+            frame_rate=lm.config.frame_rate,
+            conditions=lm.config.conditions,
+            dim=args.dim,
+            num_layers=args.layers,
+            num_heads=args.dim // 64,
+        )
+    ).to(device)
+    codes = torch.randint(0, 2048, (args.batch, 4, args.frames), device=device)
+    states = torch.randn(args.batch, TEXT_LENGTH, args.dim, device=device)
+    given = lm.config.conditions.encode({"text": list(states.cpu())})
+    given = {name: one.to(device) for name, one in given.items()}
+    print(f"{args.layers} layers of {args.dim}, {args.batch} clips of {args.frames} frames, 4 codebooks")
+    print("| precision | transformers | Tokkata | ratio | modern default | ratio | |Δ loss| |")
+    for precision in ("fp32", "bf16"):
+        steps = {
+            "theirs": theirs(model, codes, states, precision),
+            "ours": ours(lm, codes, given, precision),
+            "modern": ours(modern, codes, given, precision),
+        }
+        first = {name: step() for name, step in steps.items()}
+        taken: dict[str, list[float]] = {name: [] for name in steps}
+        for number in range(args.rounds):
+            order = list(steps)
+            for name in order[number % 3 :] + order[: number % 3]:
+                taken[name].append(seconds(steps[name]))
+        cells = [f"{median(taken['theirs']):.3f} s"]
+        for name in ("ours", "modern"):
+            ratio = median(a / b for a, b in zip(taken["theirs"], taken[name], strict=True))
+            cells += [f"{median(taken[name]):.3f} s", f"{ratio:.2f}×"]
+        print(
+            f"| {precision} | " + " | ".join(cells) + f" | {abs(first['theirs'] - first['ours']):.1e} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
