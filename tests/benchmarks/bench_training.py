@@ -4,9 +4,9 @@
 
 Both take a step of AdamW on the same codes and text states, with a text encoder left out: the loss of
 `MusicgenForCausalLM` under the delay pattern, and Tokkata's of the model imported from it, each in float32
-and under bfloat16's autocast, in turn in every round. Printed are the medians of seconds a step, the median over
-rounds of the ratio, and the difference between the two losses before the first step. Last, Tokkata's modern
-default of the same size, beside the imported one.
+and under bfloat16's autocast, in turn in every round. Printed are the medians of seconds a step, the median
+over rounds of the ratio, and the difference between the two losses before the first step. Last, Tokkata's
+modern default of the same size, beside the imported one.
 """
 
 from __future__ import annotations
