@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import typer
 
 from .core.errors import UserError
 from .core.files import read_jsonl
+from .core.launcher import ASKED_FOR
 from .core.progress import hide_library_bars
 from .core.recipe import load_recipe
 from .core.run import StageState, run_stage, stage_states
@@ -96,7 +98,7 @@ def run(
         say(f"# {state.stage.name}" + (f": {state.why}" if state.why else ""))
         say(shlex.join(command))
         if not dry_run:
-            _start(state.stage.name, command)
+            _start(state.stage.name, command, launcher if state.stage.name == "train" else "")
             started = True
     if not dry_run:
         _say_outcome(recipe, states, started)
@@ -115,10 +117,10 @@ def _command(state: StageState, recipe_path: Path, overrides: list[str], launche
     return [*starter, "-m", state.stage.module, str(recipe_path), *overrides]
 
 
-def _start(name: str, command: list[str]) -> None:
+def _start(name: str, command: list[str], launcher: str) -> None:
     """Run a stage in a process of its own; SIGTERM is passed on, so that it can save a checkpoint."""
     try:
-        process = subprocess.Popen(command)
+        process = subprocess.Popen(command, env=os.environ | {ASKED_FOR: launcher})
     except OSError as error:
         raise UserError(f"'{command[0]}' cannot be started: {error.strerror}") from error
 
@@ -271,8 +273,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        error.end_process()
 
 
 if __name__ == "__main__":  # for launchers: torchrun --nproc_per_node 2 -m tokkata.cli eval …

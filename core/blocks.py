@@ -48,7 +48,7 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     Activation checkpointing: arXiv:1604.06174, sec. 3.
     """
 
-    def run(*inputs: Any) -> Any:
-        return checkpoint(forward, *inputs, use_reentrant=False)
+    def run(*inputs: Any, **named: Any) -> Any:
+        return checkpoint(forward, *inputs, use_reentrant=False, **named)
 
     return run

@@ -33,7 +33,7 @@ from .blocks import prepare_blocks
 from .checkpoint import load_newest_checkpoint, save_checkpoint
 from .errors import UserError
 from .log import TrainingLog
-from .mfu import peak_flops
+from .mfu import mfu_per_speed
 from .processes import start_accelerator, tell_of_lost_processes
 from .schema import Train
 from .sharding import gather_whole, is_sharded, local_tensors, without_weights
@@ -220,8 +220,6 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
     whole = dict(job.carried)
     step = load_newest_checkpoint(checkpoints, accelerator, average, whole)
     carried = [{name: t[r.start : r.stop].to(device) for name, t in whole.items()} for r in rows]
-    peak = peak_flops(accelerator, config.precision) if job.flops_per_unit else None
-    mfu_per_speed = job.flops_per_unit / peak if job.flops_per_unit and peak else None
     stop = torch.zeros((), device=device)
 
     def ask_to_stop(signum: int, frame: FrameType | None) -> None:
@@ -230,14 +228,9 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
     previous_handler = signal.signal(signal.SIGTERM, ask_to_stop)
     scores: dict[str, float] = {}
     skipped_in_a_row = dict.fromkeys((phase.name for phase in job.phases), 0)
-    log = TrainingLog(
-        run_folder / "logs",
-        config.steps,
-        job.unit,
-        step,
-        mfu_per_speed=mfu_per_speed,
-        enabled=accelerator.is_main_process,
-    )
+    mfu = mfu_per_speed(accelerator, config.precision, job.flops_per_unit)
+    is_main = accelerator.is_main_process
+    log = TrainingLog(run_folder / "logs", config.steps, job.unit, step, mfu_per_speed=mfu, enabled=is_main)
     try:
         with log, tell_of_lost_processes(accelerator, config, checkpoints):
             for module in modules.values():
@@ -288,7 +281,7 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
             with average.in_place() as module:
                 scores = scores or job.validate(module)  # resumed after the last step
                 finished = gather_whole(module, empty) if is_sharded(module) else module
-                if finished is not None and accelerator.is_main_process:
+                if is_main and finished is not None:
                     job.save(finished, scores)
             accelerator.wait_for_everyone()
     finally:

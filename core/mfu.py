@@ -40,6 +40,12 @@ def transformer_flops(
     return 6.0 * num_parameters + 12.0 * num_layers * dim * num_steps * (0.5 if causal else 1.0)
 
 
+def mfu_per_speed(accelerator: Accelerator, precision: str, flops_per_unit: float | None) -> float | None:
+    """The utilisation at a speed of one unit a second; None where it cannot be told. See `peak_flops`."""
+    peak = peak_flops(accelerator, precision) if flops_per_unit else None
+    return flops_per_unit / peak if flops_per_unit and peak else None
+
+
 def peak_flops(accelerator: Accelerator, precision: str) -> float | None:
     """Peak FLOP/s of all processes together, or None where one runs on a device of unknown peak.
 

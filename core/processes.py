@@ -64,6 +64,10 @@ def _fsdp_plugin(config: Train) -> FullyShardedDataParallelPlugin:
 class LostProcessError(UserError):
     """Another process of the run does not answer."""
 
+    # Gloo's threads drop tensors, for which they need the interpreter, and its destructor waits for them with
+    # the interpreter held: ending the usual way, a process may wait for ever.
+    leaves_threads = True
+
 
 @contextlib.contextmanager
 def tell_of_lost_processes(accelerator: Accelerator, config: Train, checkpoints: Path) -> Iterator[None]:

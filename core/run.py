@@ -172,8 +172,7 @@ def stage_main(name: str, work: Callable[[Recipe], None]) -> None:
     try:
         run_stage(load_recipe(Path(sys.argv[1]), sys.argv[2:]), name, work)
     except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        error.end_process()
     except KeyboardInterrupt:
         _say(f"{name}: interrupted; to resume, run the same command again")
         raise SystemExit(128 + signal.SIGINT) from None

@@ -51,3 +51,13 @@ def test_fewer_processes_than_asked_for(monkeypatch):
 def test_without_a_launcher_one_process_is_right(monkeypatch):
     monkeypatch.delenv(ASKED_FOR, raising=False)
     check_num_processes(1)
+
+
+def test_accelerate_starts_one_process_on_a_cpu(tmp_path, write_recipe, tokkata, shell):
+    """The silent fault that this is about, from the command line."""
+    recipe = write_recipe(tmp_path)
+    assert tokkata("tokenize", recipe).returncode == 0
+    launcher = "accelerate launch --cpu --num_processes 2"
+    result = shell("tokkata", "run", recipe, "--stages", "train", "--launcher", launcher)
+    assert result.returncode == 1
+    assert f"'{launcher}' was asked for 2 processes and has started 1: on a CPU set" in result.stderr

@@ -5,6 +5,7 @@ share it out to many processes. The environment variable `TOY` holds its options
 """
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -47,7 +48,8 @@ class Toy:
     """SIGTERM comes in the midst of this step, to the first process."""
     touch_at: int | None = None
     """In this step every process makes a file `reached-<process>` beside the run's folder, and waits."""
-    seconds_per_step: float = 0.0
+    backend: str = "inductor"
+    """What compiles the blocks."""
 
 
 def settings(**changed):
@@ -183,6 +185,8 @@ def train_toy(folder, config, toy=None, at_step=lambda step: None, change=lambda
         if toy.fsdp_on_cpu:
             undo.callback(setattr, processes, "Accelerator", processes.Accelerator)
             processes.Accelerator = ShardingOnCpu
+        undo.callback(setattr, torch, "compile", torch.compile)
+        torch.compile = functools.partial(torch.compile, backend=toy.backend)
         train(job, config, folder)
 
 
@@ -276,7 +280,6 @@ def main():
     rank = os.environ.get("RANK", "0")
 
     def at_step(step):
-        time.sleep(toy.seconds_per_step)
         if step == toy.signal_at and rank == "0":
             os.kill(os.getpid(), signal.SIGTERM)
         if step == toy.touch_at:
