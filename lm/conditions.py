@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import register_dataclass
@@ -168,13 +169,16 @@ class Conditions:
         hides the condition for that clip. With `partial`, conditions may be left out, which hides them.
 
         Raises `UserError` for an unknown or missing condition, an unknown value or tag, a sequence of another
-        width, or lists of unequal length.
+        width, or lists that are none or of unequal length.
         """
         for name in inputs:
             _ = self[name]
         missing = [name for name in self.names if name not in inputs]
         if missing and not partial:
             raise UserError(f"condition {missing[0]!r} is missing: this model needs {_listed(self.names)}")
+        for name, values in inputs.items():
+            if isinstance(values, str) or not isinstance(values, Sequence | Tensor | np.ndarray):
+                raise UserError(f"condition {name!r} needs a list with one value a clip, not {values!r}")
         lengths = {name: len(values) for name, values in inputs.items()}
         if len(set(lengths.values())) > 1:
             raise UserError(f"every condition needs one value a clip, but their numbers differ: {lengths}")
@@ -240,11 +244,11 @@ def label_condition(name: str, found: Sequence[Label], fuse: Fuse = "sum") -> Co
     return Condition(name, "label", fuse, tuple(numbers or texts))
 
 
-def pad_sequences(sequences: Sequence[Tensor], length: int | None) -> Given:
+def pad_sequences(sequences: Sequence[Tensor], width: int, length: int | None) -> Given:
     """Sequences [L, E] of different length as one condition [B, L, E], cut or padded to `length`."""
     cut = [sequence[:length] for sequence in sequences]
-    longest = length if length is not None else max(1, *(len(sequence) for sequence in cut))
-    values = torch.zeros(len(cut), longest, cut[0].shape[1])
+    longest = length if length is not None else max([1, *(len(sequence) for sequence in cut)])
+    values = torch.zeros(len(cut), longest, width)
     mask = torch.zeros(len(cut), longest, dtype=torch.bool)
     for i, sequence in enumerate(cut):
         values[i, : len(sequence)] = sequence
@@ -283,23 +287,16 @@ def condition_coins(batch_size: int, probability: float, generator: torch.Genera
 def _encode(condition: Condition, values: Sequence[Label | Tensor | None]) -> Given:
     shown = torch.tensor([[value is not None] for value in values], dtype=torch.bool).reshape(-1, 1)
     if condition.kind == "sequence":
-        empty = torch.zeros(0, condition.width)
-        sequences = [empty if value is None else torch.as_tensor(value).float() for value in values]
-        for sequence in sequences:
-            if sequence.ndim != 2 or sequence.shape[1] != condition.width:
-                raise UserError(
-                    f"condition {condition.name!r} needs vectors [L, {condition.width}] for this model,"
-                    f" not {list(sequence.shape)}"
-                )
+        sequences = [_states(condition, value) for value in values]
         if condition.repeat and condition.length is not None:
             sequences = [_repeated(sequence, condition.length) for sequence in sequences]
-        return pad_sequences(sequences, condition.length)
+        return pad_sequences(sequences, condition.width, condition.length)
     if condition.kind == "label":
         rows = [HIDDEN if value is None else condition.row(_as_label(value)) for value in values]
         return Given(torch.tensor(rows, dtype=torch.int64).reshape(-1, 1), shown)
     present = torch.zeros(len(values), len(condition.values))
     for i, value in enumerate(values):
-        if isinstance(value, str):
+        if isinstance(value, str | int | float):
             raise UserError(f"tags {condition.name!r} must be a list of tags a clip, not {value!r}")
         for tag in () if value is None else value:  # type: ignore[union-attr]
             present[i, condition.row(tag) - 1] = 1
@@ -309,6 +306,19 @@ def _encode(condition: Condition, values: Sequence[Label | Tensor | None]) -> Gi
 def _repeated(sequence: Tensor, length: int) -> Tensor:
     """[L, E] over and over, to at least `length` vectors; nothing stays nothing."""
     return sequence.repeat(math.ceil(length / len(sequence)), 1) if len(sequence) else sequence
+
+
+def _states(condition: Condition, value: Any) -> Tensor:
+    """A clip's sequence [L, E]; without vectors for None."""
+    if value is None:
+        return torch.zeros(0, condition.width)
+    found = torch.as_tensor(value) if isinstance(value, Tensor | np.ndarray) else None
+    if found is None or found.ndim != 2 or found.shape[1] != condition.width:
+        raise UserError(
+            f"condition {condition.name!r} needs vectors [L, {condition.width}] for this model,"
+            f" not {repr(value) if found is None else list(found.shape)}"
+        )
+    return found.float()
 
 
 def _as_label(value: Any) -> Label:

@@ -130,7 +130,10 @@ class Generator:
         first_clip: int = 0,
         overlap_frames: int | None = None,
     ) -> Iterator[Tensor]:
-        """The same codes as they come: [B, K, t], t at least `chunk_frames` but for the last; the prompt too.
+        """The same codes as they come: [B, K, t], t at least `chunk_frames` but for the last.
+
+        The prompt (of ragged ones, the length of the shortest) comes with the first chunk, and is no part of
+        that length.
 
         All arguments are checked at the call, before the first chunk is asked for.
         """
@@ -196,8 +199,8 @@ class Generator:
             step = pattern.first_step(window.num_known, num_frames)
             with self._decoder(given, num_rows, num_steps) as decoder:
                 while step < num_steps:
-                    have = max(done - window.start, window.num_known)
-                    wanted = min(num_frames, have + chunk_frames)
+                    chunk_end = max(done, windows[0].num_known) + chunk_frames
+                    wanted = min(num_frames, max(chunk_end - window.start, window.num_known + 1))
                     stop = next(s for s in range(step, num_steps) if num_complete[s] >= wanted) + 1
                     with _inference(self._lm):
                         decoder.run(draft, step, stop)
@@ -210,9 +213,10 @@ class Generator:
                             " precision"
                         )
                     codes[:, :, window.start : window.start + complete] = found
-                    if window.start + complete > done:
-                        yield codes[:, :, done : window.start + complete].clone()
-                        done = window.start + complete
+                    ready = window.start + complete
+                    if ready >= chunk_end or ready == codes.shape[2]:  # a chunk may go on in the next window
+                        yield codes[:, :, done:ready].clone()
+                        done = ready
 
     @contextlib.contextmanager
     def _decoder(self, given: GivenConditions, num_rows: int, num_steps: int) -> Iterator[Decoder]:

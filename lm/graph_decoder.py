@@ -194,11 +194,14 @@ class GraphDecoder(Decoder):
         if fused.added is not None:
             x = x + fused.added[:, None]
         place = position + num_prepended
+        counted = place[None]  # [1, 1], or [R, 1]: padding of what is prepended takes no place
+        if fused.prefix_mask is not None:
+            counted = counted - (~fused.prefix_mask).sum(1, keepdim=True)
         rotary = None
         if lm.config.positions == "rope":
-            rotary = rotary_tables(place, lm.config.head_dim)
+            rotary = rotary_tables(counted[:, None], lm.config.head_dim)
         else:
-            x = x + sinusoids(place, lm.config.dim).to(x.dtype)
+            x = x + sinusoids(counted, lm.config.dim).to(x.dtype)
         seen = torch.arange(bucket, device=place.device)[None] <= place
         if fused.prefix_mask is not None:
             padding = bucket - fused.prefix_mask.shape[1]

@@ -281,8 +281,8 @@ class TransformerLM(LanguageModel):
 
         Its conditions are `text` [L, E], the states of its text encoder, and for melody models `melody`
         [L, 12], one-hot chroma; a bare decoder takes states of its own width as `text`, or as `prefix` if it
-        is a melody model's. What it says of its codec and text encoder goes into the configuration. Dropout
-        but for that on branches (attention, activation, layers) is not taken over: published models have none.
+        is a melody model's. What it says of its codec and text encoder goes into the configuration. Of
+        dropout only that on branches is taken over; published models have no other.
 
         Args:
             source: a hub id, a folder in the hub's layout, or a model of `transformers`
@@ -328,6 +328,8 @@ class TransformerLM(LanguageModel):
         if fused is None:
             num_clips = tokens.shape[0] if clips is None or not conditions else _num_clips(conditions)
             fused = self.conditioner(conditions or {}, num_clips)
+        if clips is not None and (fused.prefix is not None or fused.memory is not None):
+            raise ValueError("clips can share a row only if all conditions are summed into the steps")
         if fused.added is not None:
             x = x + (fused.added[:, None] if clips is None else fused.added[_clip_rows(clips, fused.added)])
         num_prepended = 0
@@ -336,19 +338,22 @@ class TransformerLM(LanguageModel):
             x = torch.cat([fused.prefix.to(x.dtype), x], dim=1)
 
         num_steps = x.shape[1]
-        positions = torch.arange(start, start + num_steps, device=x.device)
-        if clips is not None:
-            positions = _positions_in_clips(clips)[:, None]  # [B, 1, S], for all heads
-        rotary = None
-        if self.config.positions == "rope":
-            rotary = rotary_tables(positions, self.config.head_dim)
-        else:
-            x = x + sinusoids(positions if clips is None else positions[:, 0], self.config.dim).to(x.dtype)
         seen_keys = None
+        positions = torch.arange(start, start + num_steps, device=x.device)  # [S]; [B, S] where rows differ
         if fused.prefix_mask is not None:
             seen_keys = F.pad(
                 fused.prefix_mask, (0, start + num_steps - fused.prefix_mask.shape[1]), value=True
             )
+            # Padding takes no place: a clip would otherwise depend on how long the others' sequences are.
+            positions = (seen_keys.cumsum(1) - 1).clamp(min=0)[:, start:]
+        if clips is not None:
+            positions = _positions_in_clips(clips)
+        rotary = None
+        if self.config.positions == "rope":
+            # [B, 1, S], for all heads
+            rotary = rotary_tables(positions.unsqueeze(-2), self.config.head_dim)
+        else:
+            x = x + sinusoids(positions, self.config.dim).to(x.dtype)
         around = Surroundings(
             Visible(num_steps, start, seen_keys, clips),
             rotary,
@@ -422,6 +427,8 @@ class TransformerLM(LanguageModel):
         inputs = F.pad(sequence[:, :, :-1], (1, 0), value=config.special)
         steps = self.pattern.steps(num_frames, codes.device)
         if clips is not None:
+            if not self.pattern.packs:
+                raise ValueError(f"clips cannot share a row under {self.pattern}")
             clips = _clips_of_steps(clips, steps.amin(0), sequence.shape[2])
             begins = F.pad(clips[:, 1:] != clips[:, :-1], (1, 0), value=True)
             inputs = inputs.masked_fill(begins[:, None], config.special)

@@ -1,6 +1,7 @@
 """What all families share: the configuration, and models as files."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tokkata.core.errors import UserError
+from tokkata.lm.conditions import Conditions
 from tokkata.lm.transformer import TransformerConfig, TransformerLM
-from tokkata.tests.lm.tiny_lm import CODEC, LABELS, K, V, random_codes, shifted, tiny
+from tokkata.tests.lm.tiny_lm import CODEC, EVERYTHING, LABELS, STYLES, K, V, random_codes, shifted, tiny
 
 GIVEN = LABELS.encode({"pitch": [60, 62, 64, None], "form": ["chord", "note", "chord", None]})
 
@@ -79,6 +81,31 @@ def test_settings_of_something_else_are_named(tmp_path: Path) -> None:
         TransformerLM.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_a_configuration_survives_json(style: str) -> None:
+    feature = {"name": "text", "dim": 6, "encoder": "t5-base"}
+    text = dataclasses.replace(EVERYTHING["text"], feature=feature)
+    config = TransformerConfig.for_codec(
+        CODEC, Conditions((*LABELS, text)), delays=(0, 2, 1), window_frames=500, num_heads=2, **STYLES[style]
+    )
+    written = json.loads(json.dumps(config.to_dict()))
+    assert written["kind"] == "transformer"
+    found = TransformerConfig.from_dict(written)
+    assert found == config
+    assert found.conditions["text"].feature == feature
+    assert found.make_pattern() == config.make_pattern()
+
+
+@pytest.mark.parametrize("name", ["num_codebooks", "codebook_size", "frame_rate"])
+def test_a_codec_that_does_not_fit_is_refused(tmp_path: Path, name: str) -> None:
+    tiny().save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["codec"][name] += 1
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"{name} is \S+ for the model but \S+ for its codec"):
+        TransformerLM.from_pretrained(tmp_path)
+
+
 def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(UserError, match="must be a multiple of 2"):
         TransformerConfig.for_codec(CODEC, dim=18, num_layers=1, num_heads=2)
@@ -86,3 +113,9 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         TransformerConfig(num_codebooks=K, codebook_size=12, frame_rate=50.0, delays=(0, 1, 2), codec=CODEC)
     with pytest.raises(UserError, match="must be 3 numbers"):
         TransformerConfig(num_codebooks=K, codebook_size=V, frame_rate=50.0, delays=(0, 1))
+    with pytest.raises(UserError, match="num_heads 4 must be a multiple of num_kv_heads 3"):
+        TransformerConfig.for_codec(CODEC, num_heads=4, num_kv_heads=3)
+    with pytest.raises(UserError, match="pattern and delays of the model: only the pattern 'delay' has del"):
+        TransformerConfig.for_codec(CODEC, pattern="flatten", delays=(0, 1, 2))
+    with pytest.raises(UserError, match="pattern and delays of the model: delays must be at least 0, the"):
+        TransformerConfig.for_codec(CODEC, delays=(1, 2, 3))

@@ -14,8 +14,21 @@ from tokkata.lm.transformer import (
     TransformerLM,
     rotary_tables,
     rotate,
+    sinusoids,
 )
-from tokkata.tests.lm.tiny_lm import CODEC, LABELS, K, V, random_codes, shifted, tiny
+from tokkata.tests.lm.tiny_lm import (
+    CODEC,
+    EVERYTHING,
+    LABELS,
+    PATTERNS,
+    STYLES,
+    K,
+    V,
+    random_codes,
+    shifted,
+    some_of_everything,
+    tiny,
+)
 
 GIVEN = LABELS.encode({"pitch": [60, 62, 64, None], "form": ["chord", "note", "chord", None]})
 
@@ -146,6 +159,38 @@ def test_rotary_products_depend_on_the_distance_alone() -> None:
     torch.testing.assert_close(cos[0, [0, 3]], torch.tensor([math.cos(1), math.cos(1e-3)]))
 
 
+def test_sinusoids_are_the_formula() -> None:
+    found = sinusoids(torch.tensor([0, 3]), 8)
+    frequencies = [10000 ** (-i / 3) for i in range(4)]
+    expected = [[math.cos(3 * f) for f in frequencies] + [math.sin(3 * f) for f in frequencies]]
+    torch.testing.assert_close(found, torch.tensor([[1.0] * 4 + [0.0] * 4, *expected]))
+
+
+def test_shared_key_heads_are_repeated_key_heads() -> None:
+    shared, whole = tiny(num_kv_heads=1), tiny()
+    with torch.no_grad():
+        for few, many in zip(shared.blocks, whole.blocks, strict=True):
+            many.load_state_dict(few.state_dict() | {"attention.qkv.weight": many.attention.qkv.weight})
+            q, k, v = few.attention.qkv.weight.split([16, 8, 8])
+            many.attention.qkv.weight.copy_(torch.cat([q, k, k, v, v]))
+    for name in ("token_embedding", "conditioner", "norm", "head"):
+        getattr(whole, name).load_state_dict(getattr(shared, name).state_dict())
+    _, inputs = shifted(whole, random_codes())
+    torch.testing.assert_close(shared.logits(inputs, GIVEN), whole.logits(inputs, GIVEN))
+
+
+def test_feed_forward_layers_are_their_formulas() -> None:
+    x = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    gated = tiny().blocks[0].feed_forward
+    gate, value = gated.up.weight.chunk(2)
+    torch.testing.assert_close(gated(x), gated.down((x @ gate.T).sigmoid() * (x @ gate.T) * (x @ value.T)))
+    plain = tiny(activation="gelu").blocks[0].feed_forward
+    hidden = x @ plain.up.weight.T
+    torch.testing.assert_close(plain(x), plain.down(hidden * (1 + torch.erf(hidden / 2**0.5)) / 2))
+    assert plain.up.weight.shape == (64, 16)
+    assert gated.up.weight.shape == (2 * 64, 16)  # 8/3 of 16, rounded up to a multiple of 32
+
+
 # ------------------------------------------------------------------------------------------------ the cache
 
 
@@ -163,15 +208,51 @@ def test_cached_logits_are_the_uncached_ones(chunks: list[int]) -> None:
     assert (cache.keys.data_ptr(), cache.values.data_ptr()) == buffers
 
 
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_cache_changes_nothing_in_any_style(pattern: str, style: str) -> None:
+    """With conditions that are summed, prepended and attended to."""
+    lm = tiny(EVERYTHING, pattern=pattern, **STYLES[style])
+    given = some_of_everything()
+    _, inputs = shifted(lm, random_codes(3, num_frames=4))
+    num_prepended = 1 + 1 + 5 + 3
+    cache = KVCache(lm.config, 3, num_prepended + inputs.shape[2])
+    with torch.no_grad():
+        expected = lm.logits(inputs, given)
+        parts = [lm.logits(part, given, cache) for part in inputs.split([2, 1, inputs.shape[2] - 3], dim=2)]
+    torch.testing.assert_close(torch.cat(parts, dim=2), expected, atol=1e-4, rtol=1e-4)
+    assert cache.length == cache.max_length
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_loss_in_any_style_is_that_of_the_logits(pattern: str, style: str) -> None:
+    lm = tiny(EVERYTHING, pattern=pattern, **STYLES[style])
+    codes, given = random_codes(3), some_of_everything()
+    sequence, inputs = shifted(lm, codes)
+    logits = lm.logits(inputs, given).flatten(0, 2)
+    expected = F.cross_entropy(logits, sequence.flatten(), ignore_index=V)
+    loss = lm(codes, given)
+    torch.testing.assert_close(loss.mean, expected)
+    torch.testing.assert_close(loss.per_codebook.mean(), expected)
+
+
 def test_a_full_cache_is_an_error() -> None:
     lm = tiny()
     with pytest.raises(ValueError, match="holds 2 steps, 3 are needed"):
         lm.logits(torch.zeros(1, K, 3, dtype=torch.int64), cache=KVCache(lm.config, 1, 2))
 
 
-def test_clips_may_be_longer_than_any_seen() -> None:
-    lm = tiny()
-    assert lm.logits(torch.zeros(1, K, 3000, dtype=torch.int64)).isfinite().all()
+@pytest.mark.parametrize("style", ["modern", "musicgen"])
+def test_clips_may_be_longer_than_any_seen(style: str) -> None:
+    """No table of positions has an end that a step, alone or with others, could lie beyond."""
+    lm = tiny(**STYLES[style])
+    cache = KVCache(lm.config, 1, 3001)
+    with torch.no_grad():
+        logits = lm.logits(torch.zeros(1, K, 3000, dtype=torch.int64), cache=cache)
+        last = lm.logits(torch.zeros(1, K, 1, dtype=torch.int64), cache=cache)
+    assert logits.isfinite().all()
+    assert last.isfinite().all()
 
 
 def test_dropout_acts_in_training_only() -> None:
