@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +31,7 @@ from .eval.compare_commands import (
     stats_app,
 )
 from .eval.listening.commands import listen_app
+from .lm import commands as lm_commands
 from .tokenize.commands import data_app, tokens_app
 
 app = typer.Typer(
@@ -179,9 +180,66 @@ def train(recipe_path: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def generate(recipe_path: RecipePath, overrides: Overrides = None) -> None:
-    """Generate audio from the trained model of a recipe."""
-    _run_one("generate", recipe_path, overrides)
+def generate(
+    source: lm_commands.Source,
+    overrides: Overrides = None,
+    num: lm_commands.Num = None,
+    duration: lm_commands.Duration = None,
+    out: lm_commands.Out = None,
+    seed: lm_commands.Seed = None,
+    temperature: lm_commands.Temperature = None,
+    top_k: lm_commands.TopK = None,
+    top_p: lm_commands.TopP = None,
+    cfg_scale: lm_commands.CfgScale = None,
+    weights: lm_commands.WeightsFormat = None,
+    label: lm_commands.LabelValues = None,
+    tags: lm_commands.TagSets = None,
+    text: lm_commands.Texts = None,
+    melody: lm_commands.Melody = None,
+    style: lm_commands.Style = None,
+    prompt: lm_commands.Prompt = None,
+    prompt_seconds: lm_commands.PromptSeconds = None,
+    overlap: lm_commands.Overlap = None,
+    batch_size: lm_commands.BatchSize = None,
+    device: lm_commands.DeviceName = None,
+    stream: lm_commands.Stream = False,
+) -> None:
+    """Generate audio: from the trained model of a recipe, or from any model here or on the Hub.
+
+    A model: tokkata generate user/model --num 8 --duration 30 --label pitch=60 --out DIR
+    """
+    options: dict[str, Any] = {
+        "num": num,
+        "duration": duration,
+        "out": out,
+        "seed": seed,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "cfg_scale": cfg_scale,
+        "weights": weights,
+        "label": label,
+        "tags": tags,
+        "text": text,
+        "melody": melody,
+        "style": style,
+        "prompt": prompt,
+        "prompt_seconds": prompt_seconds,
+        "overlap": overlap,
+        "batch_size": batch_size,
+        "device": device,
+        "stream": stream,
+    }
+    if lm_commands.is_recipe(source):
+        lm_commands.refuse_model_options(options)
+        _run_one("generate", Path(source), overrides)
+        return
+    if overrides:
+        raise UserError(f"{overrides[0]}: settings change recipes; {source} is a model, see its options")
+    lm_commands.generate_from_model(source, **options)
+
+
+app.command(name="push")(lm_commands.push)
 
 
 @app.command(name="eval", cls=SeveralValues)
@@ -204,7 +262,9 @@ def evaluate(
     metrics: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAMES", help="fad, fad-inf, kad, prdc, per-song, copies. Default: all but copies."
+            metavar="NAMES",
+            help="fad, fad-inf, kad, prdc, per-song (default); clap-score; kl, inception-score (default with"
+            " --classifier), label-accuracy; tokens; copies.",
         ),
     ] = None,
     out: Annotated[
@@ -213,7 +273,18 @@ def evaluate(
     ] = None,
     codec: Annotated[
         str | None,
-        typer.Option(metavar="CODEC", help="Also score the reference through this codec, such as pocket."),
+        typer.Option(
+            metavar="CODEC",
+            help="Also score the reference through this codec, such as pocket; tokens are this codec's.",
+        ),
+    ] = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(metavar="ID|DIR", help="Audio classifier of transformers, for scores of labels."),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Label in metadata.csv that label-accuracy asks for."),
     ] = None,
     cache: CacheFolder = None,
     players: Annotated[int, typer.Option(min=0, help="Clips of each system to listen to.")] = 12,
@@ -235,6 +306,8 @@ def evaluate(
             out=out,
             cache=cache,
             codec=codec,
+            classifier=classifier,
+            label=label,
             players=players,
             seed=seed,
             threads=threads,
@@ -249,6 +322,8 @@ def evaluate(
             "metrics": metrics,
             "out": out,
             "codec": codec,
+            "classifier": classifier,
+            "label": label,
             "cache": cache,
         }
     )

@@ -6,7 +6,9 @@ memory by `audio_stream.py`; here they are held whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import wave
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import soxr
 
 from .audio_file import AudioError, AudioSource, Samples
 from .audio_stream import AS_IT_IS, MIN_DURATION_S, SILENCE_PEAK, open_audio, to_channels
-from .files import atomic_file
+from .files import PARTIAL_PREFIX, atomic_file
 from .schema import Audio
 
 __all__ = [
@@ -70,9 +72,42 @@ def write_wav_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int,
         soundfile.SoundFile(partial, "w", sample_rate, channels, format="WAV", subtype="PCM_16") as file,
     ):
         for samples in blocks:
-            if samples.ndim != 2 or not np.isfinite(samples).all():
-                raise ValueError(f"{path}: finite samples [C, N] expected, not shape {list(samples.shape)}")
-            # Scaled here, because libsndfile writes with 32767 but reads with 32768: what is read would
-            # differ.
-            pcm = np.clip(np.rint(samples.astype(np.float64) * 32768), -32768, 32767).astype(np.int16)
-            file.write(pcm.T)
+            file.write(_pcm(path, samples).T)
+
+
+@contextlib.contextmanager
+def growing_wav(
+    path: Path, sample_rate: int, channels: int, num_samples: int
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yield a function that appends `[C, n]` to a wav file, which holds each block as soon as it is written.
+
+    Until `num_samples` are there, the file has the temporary name that `growing_path` gives, with a header
+    that promises them all, so players can begin; then it is that of `write_wav`, byte for byte. Raises
+    `ValueError` if another number comes.
+    """
+    with atomic_file(path) as partial, partial.open("wb") as raw, wave.open(raw, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.setnframes(num_samples)
+
+        def append(samples: np.ndarray) -> None:
+            file.writeframesraw(_pcm(path, samples).T.tobytes())
+            raw.flush()
+
+        yield append
+        if file.tell() != num_samples:
+            raise ValueError(f"{path}: {num_samples} samples were announced, {file.tell()} have come")
+
+
+def growing_path(path: Path) -> Path:
+    """Where `growing_wav` writes until the file is whole."""
+    return path.with_name(PARTIAL_PREFIX + path.name)
+
+
+def _pcm(path: Path, samples: np.ndarray) -> np.ndarray:
+    """`[C, n]` in 16 bits."""
+    if samples.ndim != 2 or not np.isfinite(samples).all():
+        raise ValueError(f"{path}: finite samples [C, N] expected, not shape {list(samples.shape)}")
+    # Scaled here, because libsndfile writes with 32767 but reads with 32768: what is read would differ.
+    return np.clip(np.rint(samples.astype(np.float64) * 32768), -32768, 32767).astype(np.int16)

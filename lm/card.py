@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 from pathlib import Path
 
 from ..core.card import SCORES_HEADING
 from ..core.files import write_text
 from ..core.recipe import dump_recipe
 from ..core.schema import Recipe
-from .transformer import TransformerLM
+from ..tokenize.origin import ORIGIN, Origin, origins_of, read_origins
+from .conditions import Condition
+from .language_model import LanguageModel, LMConfig
+
+MODEL = "MODEL_FOLDER_OR_HUB_ID"
+"""Stands for the model's name in its card until it has one."""
+
+_NUM_VALUES = 12
+"""Of a condition's values, so many are listed."""
 
 
-def write_card(path: Path, recipe: Recipe, lm: TransformerLM, validation: dict[str, float]) -> None:
-    """Write a model card for the Hub: codec, data, steps, validation and recipe.
+def write_card(path: Path, recipe: Recipe, lm: LanguageModel, validation: dict[str, float]) -> None:
+    """Write a model card for the Hub: codec, data and its licence, conditions, training, validation, use.
 
-    The stage `eval` adds its scores at `SCORES_HEADING`.
+    The stage `eval` adds its scores at `SCORES_HEADING`; `publish.py` puts the repository's name for `MODEL`.
     """
     config, codec = lm.config, lm.config.codec
     num_parameters = sum(p.numel() for p in lm.parameters())
     rows = "".join(f"| {name} | {value:.4f} |\n" for name, value in validation.items())
     scores = f"| | |\n|---|---|\n{rows}" if rows else "There was no held-out clip to validate on.\n"
-    labels = ", ".join(f"`{name}`" for name in config.conditions.names) or "none"
+    tokens = recipe.folder / "tokens"
+    origins = read_origins(tokens) if (tokens / ORIGIN).exists() else origins_of(recipe.data)
+    conditions = "".join(map(_condition_line, config.conditions)) or "None: it is told nothing.\n"
+    duration_s = recipe.generate.duration_s
     text = f"""---
 library_name: tokkata
 pipeline_tag: text-to-audio
@@ -28,19 +41,20 @@ tags: [music-generation, tokkata]
 ---
 # {recipe.name}
 
-A Transformer language model over the tokens of the codec `{codec["id"]}`, trained with Tokkata.
+A language model of kind `{config.kind}` over the tokens of the codec `{codec["id"]}`, trained with Tokkata.
 
 | | |
 |---|---|
 | parameters | {num_parameters:,} |
-| architecture | layers {config.num_layers}, width {config.dim}, heads {config.num_heads}, \
-codebook pattern {config.pattern} |
+| architecture | {_architecture(config)} |
 | codec | `{codec["id"]}`, revision {codec["revision"] or "not pinned"}: {codec["sample_rate"]} Hz, \
 {config.frame_rate:g} frames/s, {config.num_codebooks} codebooks of {config.codebook_size} |
-| data | corpus of kind `{recipe.data.kind}` |
-| conditions | {labels} |
 | training | {recipe.train.steps} steps of {recipe.train.batch_size} clips of {recipe.train.crop_s:g} s |
 
+## Data
+{"".join(map(_origin_line, origins))}
+## Conditions
+{conditions}
 ## Validation
 Cross-entropy in nats a token, on held-out clips; `loss` is the mean over all codebooks.
 
@@ -49,16 +63,84 @@ Cross-entropy in nats a token, on held-out clips; `loss` is the mean over all co
 Not evaluated yet.
 
 ## Use
+```sh
+{_command(config, duration_s)}
+```
 ```python
-from tokkata.lm.transformer import TransformerLM
 from tokkata.lm.generate import generate
+from tokkata.lm.load import codec_of, load_lm
 
-lm = TransformerLM.from_pretrained("path or hub id of this folder")
-codes = generate(lm, num_frames={round(recipe.generate.duration_s * config.frame_rate)}, seed=0)
+lm = load_lm("{MODEL}")
+codes = generate(lm, num_frames={round(duration_s * config.frame_rate)}, seed=0)
+audio = codec_of(lm).decode(codes)
 ```
 
+## Limits
+{_limits(config)}
 ## Recipe
 ```yaml
 {dump_recipe(recipe)}```
 """
     write_text(path, text)
+
+
+def _architecture(config: LMConfig) -> str:
+    """What the family adds to the settings that all models have."""
+    shared = {field.name for field in dataclasses.fields(LMConfig)}
+    told = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return ", ".join(
+        f"{name} {list(value) if isinstance(value, tuple) else value}"
+        for name, value in told.items()
+        if name not in shared and value is not None
+    )
+
+
+def _origin_line(origin: Origin) -> str:
+    licence = origin.licence or "not told by the corpus"
+    where = f" ({origin.homepage})" if origin.homepage else ""
+    return f"- {origin.name}, corpus of kind `{origin.kind}`{where}. Licence: {licence}\n"
+
+
+def _condition_line(condition: Condition) -> str:
+    """What it is, with its values."""
+    name, values = condition.name, condition.values
+    if condition.kind == "sequence":
+        feature = condition.feature or {}
+        by = f" by `{feature['encoder']}`" if feature.get("encoder") else ""
+        return f"- `{name}`: {feature.get('kind', 'vectors')}{by}\n"
+    shown = ", ".join(f"`{value}`" for value in values[:_NUM_VALUES])
+    more = f" and {len(values) - _NUM_VALUES} more" if len(values) > _NUM_VALUES else ""
+    return f"- `{name}`: {'tags' if condition.kind == 'tags' else 'one'} of {shown}{more}\n"
+
+
+def _command(config: LMConfig, duration_s: float) -> str:
+    """How to generate with every condition told, each by its first value."""
+    words = ["tokkata", "generate", MODEL, "--num", "4", "--duration", f"{duration_s:g}"]
+    for condition in config.conditions:
+        kind = (condition.feature or {}).get("kind")
+        if condition.kind == "label":
+            words += ["--label", f"{condition.name}={condition.values[0]}"]
+        elif condition.kind == "tags":
+            words += ["--tags", f"{condition.name}={condition.values[0]}"]
+        elif kind == "text":
+            words += ["--text", "what it should sound like"]
+        elif kind in ("melody", "style"):
+            words += [f"--{kind}", f"{kind}.wav"]
+    return shlex.join(words)
+
+
+def _limits(config: LMConfig) -> str:
+    lines = []
+    if config.window_frames is not None:
+        lines.append(
+            f"It was trained on {config.window_frames / config.frame_rate:g} s at a time. Longer clips are"
+            " generated window after window, and nothing holds them together beyond that."
+        )
+    if any(condition.values for condition in config.conditions):
+        lines.append("It knows the values above alone. What it is not told is left to chance.")
+    lines += [
+        f"It sounds at best as its codec does: {config.codec['sample_rate']} Hz,"
+        f" {config.num_codebooks} codebooks.",
+        "It may repeat what it was trained on; the report of its run says what was found of that.",
+    ]
+    return "".join(f"- {line}\n" for line in lines)

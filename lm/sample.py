@@ -18,22 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.audio import write_wav
 from ..core.device import best_device
 from ..core.errors import UserError
-from ..core.files import atomic_folder, write_jsonl
-from ..core.progress import progress_bar
+from ..core.files import atomic_folder
 from ..core.run import stage_main
 from ..core.schema import Generate, Recipe
 from ..tokenize.codec import Codec, load_codec_from_info
 from ..tokenize.corpus import Label
 from ..tokenize.store import TokenStore
 from .batches import TokenBatches
-from .conditions import GivenConditions, select
+from .clips import Clips, write_clips
+from .conditions import GivenConditions
 from .generate import Generator
 from .language_model import LanguageModel
+from .load import load_lm
 from .sampling import Sampling
-from .transformer import TransformerLM
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,13 @@ def sample(recipe: Recipe) -> None:
     device = best_device()
     store = TokenStore(recipe.folder / "tokens")
     codec = load_codec_from_info(store.info, device)
-    lm = TransformerLM.from_pretrained(recipe.folder / "model").to(device)
+    lm = load_lm(recipe.folder / "model", device=device)
     requests = choose_requests(store, lm, config)
     with atomic_folder(recipe.folder / "samples") as partial:
         write_samples(partial, lm, codec, requests, config, "generate")
         if config.untrained_baseline:
             torch.manual_seed(recipe.train.seed)
-            untrained = TransformerLM(lm.config).to(device).eval()
+            untrained = type(lm)(lm.config).to(device).eval()
             write_samples(partial / "untrained", untrained, codec, requests, config, "baseline")
 
 
@@ -102,50 +101,20 @@ def write_samples(
     folder: Path, lm: LanguageModel, codec: Codec, requests: Requests, config: Generate, title: str
 ) -> None:
     """Generate one clip for each request, in batches, and write the wavs and `samples.jsonl`."""
-    folder.mkdir(exist_ok=True)
-    num_samples = round(config.duration_s * codec.sample_rate)
-    generator = Generator(lm, weights=config.weights)
-    lines = []
-    with progress_bar() as bar:
-        task = bar.add_task(title, total=len(requests))
-        for first in range(0, len(requests), config.batch_size):
-            rows = slice(first, min(first + config.batch_size, len(requests)))
-            codes = generate_rows(generator, codec.num_frames(num_samples), requests, rows, config)
-            # One clip at a time: a batch of long clips does not fit a cache or a small GPU.
-            for i, clip in enumerate(codes, start=first):
-                audio = codec.decode(clip[None], num_samples=num_samples)[0]
-                name = f"{i:05d}.wav"
-                write_wav(folder / name, audio.cpu().numpy(), codec.sample_rate)
-                lines.append(
-                    {
-                        "file": name,
-                        "labels": requests.labels[i],
-                        "seed": config.seed,
-                        "row": i,
-                        "source_id": requests.source_ids[i],
-                        "prompt_s": config.prompt_s,
-                        "num_frames": clip.shape[-1],
-                        "duration_s": config.duration_s,
-                    }
-                )
-                bar.advance(task)
-    write_jsonl(folder / "samples.jsonl", lines)
-
-
-def generate_rows(
-    generator: Generator, num_frames: int, requests: Requests, rows: slice, config: Generate
-) -> Tensor:
-    """Codes `[B, K, T]` for some of the requests."""
-    overlap = None if config.overlap_s is None else round(config.overlap_s * generator.config.frame_rate)
-    return generator.generate(
-        num_frames,
-        batch_size=rows.stop - rows.start,
-        conditions=select(requests.given, rows),
-        prompt=None if requests.prompt is None else requests.prompt[rows],
-        sampling=Sampling(config.temperature, config.top_k, config.top_p, config.cfg_scale),
+    notes = [
+        {"labels": labels, "source_id": source_id, "prompt_s": config.prompt_s}
+        for labels, source_id in zip(requests.labels, requests.source_ids, strict=True)
+    ]
+    write_clips(
+        folder,
+        Generator(lm, weights=config.weights),
+        codec,
+        Clips(notes, config.duration_s, requests.given, requests.prompt),
+        Sampling(config.temperature, config.top_k, config.top_p, config.cfg_scale),
         seed=config.seed,
-        first_clip=rows.start,
-        overlap_frames=overlap,
+        batch_size=config.batch_size,
+        overlap_s=config.overlap_s,
+        title=title,
     )
 
 

@@ -69,7 +69,8 @@ class CodecInfo:
     id: str
     """What `load_codec` takes: `pocket`, `dac:44khz`, a hub id, or a folder."""
     revision: str | None
-    """Commit on the Hub; for a folder or a file, the start of the weights' sha256."""
+    """Commit on the Hub; for a folder or a file, the start of the weights' sha256. None where the codec has
+    no weights, or where whoever named it has not said: a MusicGen does not."""
     sample_rate: int
     """Hz."""
     channels: int
@@ -136,7 +137,7 @@ class CodecInfo:
             "codebook_size",
         ):
             mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
+            if mine != theirs and not (name == "revision" and mine is None):
                 raise UserError(f"{where}: codec {name} is {theirs}, but {mine} is needed")
 
 
@@ -200,6 +201,14 @@ class Codec(nn.Module, ABC):
         self._refuse_gains(gains)
         return self._fit(self._decode(codes), codes.shape[-1], num_samples)
 
+    def encode_beginning(self, audio: Tensor) -> Tensor:
+        """Codes `[B, K, t]` of audio `[B, C, N]` that a longer clip can begin with: of whole frames alone.
+
+        A frame that is partly padding is left out, unless it is the only one.
+        """
+        hop_length = self.info.hop_length
+        return self.encode(audio[..., : max(hop_length, audio.shape[-1] // hop_length * hop_length)])
+
     def reconstruct(self, audio: Tensor) -> Tensor:
         """Audio `[B, C, N]` to codes and back, with its gains where the codec has any."""
         encoded = self.encode_segments(audio)
@@ -238,14 +247,17 @@ class Codec(nn.Module, ABC):
         return decode_pieces(self, self.decode, codes, num_samples, window_frames)
 
     @torch.no_grad()
-    def decode_stream(self, codes: Iterable[Tensor], num_frames: int) -> Iterator[Tensor]:
+    def decode_stream(
+        self, codes: Iterable[Tensor], num_frames: int, num_samples: int | None = None
+    ) -> Iterator[Tensor]:
         """Codes that come in parts `[B, K, t]` to audio in parts `[B, C, n]`, as soon as it is certain.
 
         Together they are what `decode` makes of all `num_frames` frames, to the rounding of float32. Held is
         what the next part needs. Raises `ValueError` if other numbers of frames come.
         """
         parts = (part.to(self.device) for part in checked(codes, num_frames))
-        yield from fitted(self._decode_stream(parts, num_frames), self.num_samples(num_frames))
+        wanted = self.num_samples(num_frames) if num_samples is None else num_samples
+        yield from fitted(self._decode_stream(parts, num_frames), wanted)
 
     def _decode_stream(self, codes: Parts, num_frames: int) -> Iterator[Tensor]:
         """For decoders that remember nothing: others say how they go on."""

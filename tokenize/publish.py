@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-
 from ..core.errors import UserError
-from ..core.files import PARTIAL_PREFIX, write_text
+from ..core.files import write_text
+from ..core.hub_upload import upload_folder
 from .token_summary import TokenSummary, as_text, summarise
 
 CARD_NAME = "README.md"
@@ -82,20 +80,6 @@ def push_to_hub(folder: Path, repository: str, *, private: bool, licence: str | 
         ]
         summary = dataclasses.replace(summary, origins=told)
     write_text(folder / CARD_NAME, dataset_card(summary, repository))
-    api = HfApi()
-    try:
-        api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository,
-            repo_type="dataset",
-            folder_path=folder,
-            ignore_patterns=[f"{PARTIAL_PREFIX}*"],
-            commit_message="Token store made with Tokkata",
-        )
-    except LocalTokenNotFoundError as error:
-        raise UserError("nobody is logged in at the Hugging Face Hub: run `hf auth login`") from error
-    except HFValidationError as error:
-        raise UserError(f"'{repository}' is no name of a repository: {error}") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"{repository} could not be written: {str(error).splitlines()[0]}") from error
-    return f"https://huggingface.co/datasets/{repository}"
+    return upload_folder(
+        folder, repository, "dataset", private=private, message="Token store made with Tokkata"
+    )

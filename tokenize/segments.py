@@ -135,6 +135,15 @@ class SegmentedCodec(Codec):
         """Audio `[B, C, N]` to codes `[B, K, T]`, int64, of all segments one after another."""
         return torch.cat([self._encode(self._scaled(piece)) for piece in self._cut(audio)], dim=-1)
 
+    def encode_beginning(self, audio: Tensor) -> Tensor:
+        """As the base class, of the segments up to the first that is not whole."""
+        count = 0
+        for _, length in self.segments.spans(audio.shape[-1]):
+            count += length // self.info.hop_length
+            if length != self.segments.length:
+                break
+        return self.encode(audio)[..., : max(1, count)]
+
     @torch.no_grad()
     def encode_segments(self, audio: Tensor) -> Encoded:
         """As `encode`, with the gain of each segment."""

@@ -9,7 +9,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from tokkata.core.recipe import check_recipe
-from tokkata.tokenize.codec import CodecInfo
+from tokkata.tokenize.codec import Chunking, Codec, CodecInfo
 from tokkata.tokenize.store import TokenRow, TokenStore, TokenWriter
 
 K, V = 3, 16
@@ -29,19 +29,29 @@ INFO = CodecInfo(
 )
 
 
-class ToldCodec:
+class ToldCodec(Codec):
     """The first K samples of a frame are its codes divided by 128; the rest is silence."""
 
-    info = INFO
-    sample_rate = INFO.sample_rate
+    chunking = Chunking(exact=True, encoder_context=0, decoder_context=0)
+    device = torch.device("cpu")
 
-    def num_frames(self, num_samples: int) -> int:
-        return -(-num_samples // HOP)
+    def __init__(self) -> None:
+        super().__init__(INFO)
 
-    def decode(self, codes: torch.Tensor, num_samples: int) -> torch.Tensor:
+    def _decode(self, codes: torch.Tensor) -> torch.Tensor:
         audio = torch.zeros(codes.shape[0], codes.shape[2], HOP)
         audio[:, :, :K] = codes.transpose(1, 2) / 128
-        return audio.flatten(1)[:, None, :num_samples]
+        return audio.flatten(1)[:, None]
+
+    def _encode(self, audio: torch.Tensor) -> torch.Tensor:
+        frames = audio[:, 0].unflatten(-1, (-1, HOP))
+        return (frames[:, :, :K] * 128).round().long().clamp(0, V - 1).transpose(1, 2)
+
+    def _encode_latents(self, audio: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
 
     def codes_of(self, samples: np.ndarray) -> np.ndarray:
         """[N] to [K, T]."""

@@ -1,5 +1,8 @@
 """The model card: what it tells of a model, and how the scores come into it."""
 
+import dataclasses
+import shlex
+
 import pytest
 import torch
 import yaml
@@ -8,8 +11,11 @@ from tokkata.core.card import fill_scores
 from tokkata.core.recipe import dump_recipe
 from tokkata.lm.batches import conditions_of
 from tokkata.lm.card import write_card
+from tokkata.lm.conditions import Condition, Conditions
 from tokkata.lm.train import transformer_config
 from tokkata.lm.transformer import TransformerLM
+from tokkata.tests.lm.tiny_lm import tiny
+from tokkata.tokenize.origin import Origin, write_origins
 
 TABLE = "| set | FAD |\n|---|---|\n| generated | 1.25 |"
 
@@ -44,17 +50,57 @@ def test_what_the_card_tells(card, recipe, lm):
         "# run\n",
         "`made up`",
         "16000 Hz, 50 frames/s, 3 codebooks of 16",
-        "`synth`",
-        "`pitch`",
+        "- Tokkata's synthesiser, corpus of kind `synth`. Licence: none needed",
+        "- `pitch`: one of `60`, `61`, `62`\n",
+        "tokkata generate MODEL_FOLDER_OR_HUB_ID --num 4 --duration 0.2 --label pitch=60\n",
         "321 steps of 8 clips of 0.16 s",
         f"| parameters | {sum(p.numel() for p in lm.parameters()):,} |",
         "| loss | 2.5000 |\n| codebook_0 | 1.2500 |",
         "## Scores\nNot evaluated yet.",
-        "TransformerLM.from_pretrained",
+        'load_lm("MODEL_FOLDER_OR_HUB_ID")',
         "num_frames=10",
     ]:
         assert fact in text
     assert text.split("```yaml\n")[1] == dump_recipe(recipe) + "```\n"
+
+
+def test_the_data_carries_the_licence_that_its_tokens_have(recipe, lm, tmp_path):
+    origin = Origin("folder", "Field recordings", "CC BY 4.0", "cc-by-4.0", "https://example.org")
+    write_origins(recipe.folder / "tokens", [origin, dataclasses.replace(origin, name="Other", licence=None)])
+    write_card(tmp_path / "README.md", recipe, lm, {})
+    text = (tmp_path / "README.md").read_text()
+    assert (
+        "- Field recordings, corpus of kind `folder` (https://example.org). Licence: CC BY 4.0\n"
+        "- Other, corpus of kind `folder` (https://example.org). Licence: not told by the corpus\n"
+    ) in text
+
+
+def test_conditions_of_every_kind_have_a_line_and_an_option(recipe, tmp_path):
+    features = {
+        "text": {"kind": "text", "encoder": "google-t5/t5-base"},
+        "tune": {"kind": "melody", "encoder": None},
+    }
+    many = Conditions(
+        (
+            Condition("player", "label", values=tuple(f"player {i}" for i in range(15))),
+            Condition("mood", "tags", values=("calm", "glad")),
+            *(Condition(name, "sequence", width=3, feature=one) for name, one in features.items()),
+        )
+    )
+    model = tiny(many)
+    config = dataclasses.replace(
+        model.config, codec={**model.config.codec, "revision": None, "sample_rate": 16000}
+    )
+    model.config = config
+    write_card(tmp_path / "README.md", recipe, model, {})
+    text = (tmp_path / "README.md").read_text()
+    assert "`player 10`, `player 11` and 3 more\n- `mood`: tags of `calm`, `glad`\n" in text
+    assert "- `text`: text by `google-t5/t5-base`\n- `tune`: melody\n" in text
+    command = next(line for line in text.splitlines() if line.startswith("tokkata generate"))
+    assert shlex.split(command)[3:] == [
+        *("--num", "4", "--duration", "0.2", "--label", "player=player 0", "--tags", "mood=calm"),
+        *("--text", "what it should sound like", "--melody", "melody.wav"),
+    ]
 
 
 def test_no_validation_is_told(tmp_path, recipe, lm):

@@ -129,7 +129,7 @@ def test_push_needs_a_licence_and_the_card_carries_it(store, monkeypatch):
         def upload_folder(self, *, folder_path, **settings):
             pushed["card"] = (folder_path / "README.md").read_text(encoding="utf-8")
 
-    monkeypatch.setattr(publish, "HfApi", Hub)
+    monkeypatch.setattr("tokkata.core.hub_upload.HfApi", Hub)
     with pytest.raises(UserError, match=r"licence of the audio is not told .*give --licence"):
         publish.push_to_hub(store, "someone/notes", private=True, licence=None)
     assert pushed == {}
