@@ -65,6 +65,7 @@ class TokenBatches:
         self.num_frames = num_frames
         self.conditions = conditions
         self._frame_rate = store.info.frame_rate
+        self._num_codebooks = store.info.num_codebooks
         self._feature_rates = {
             name: store.features[name].frame_rate for name in conditions.names if name in store.features
         }
@@ -106,6 +107,30 @@ class TokenBatches:
             codes[i, :, : crop.shape[1]] = crop
             mask[i, : crop.shape[1]] = True
         return {"codes": torch.from_numpy(codes), "mask": torch.from_numpy(mask)} | to_batch(given)
+
+    def collate_packed(
+        self, rows: Sequence[Sequence[tuple[int, int]]], given: GivenConditions, gap: int
+    ) -> Batch:
+        """Clips one after another in rows, `gap` masked frames after each; `given` are all clips' conditions.
+
+        The entries of `collate`, and `clips` [B, T] int64: the number of each frame's clip among all of them.
+        """
+        num_codebooks, num_frames = self._num_codebooks, self.num_frames
+        codes = np.zeros((len(rows), num_codebooks, num_frames), dtype=np.int64)
+        mask = np.zeros((len(rows), num_frames), dtype=bool)
+        clips = np.zeros((len(rows), num_frames), dtype=np.int64)
+        number = 0
+        for i, row in enumerate(rows):
+            place = 0
+            for clip, start in row:
+                found = self.split.codes(clip, start, num_frames)
+                stop = place + found.shape[1]
+                codes[i, :, place:stop] = found
+                mask[i, place:stop] = True
+                clips[i, place:] = number
+                place, number = stop + gap, number + 1
+        batch = {"codes": torch.from_numpy(codes), "mask": torch.from_numpy(mask)}
+        return batch | {"clips": torch.from_numpy(clips)} | to_batch(given)
 
     def known(self, clips: Iterable[int]) -> list[int]:
         """Those of some clips whose labels all have values that the model has met."""

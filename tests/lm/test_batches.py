@@ -45,6 +45,7 @@ class Split:
 @dataclasses.dataclass
 class Info:
     frame_rate: float = 50.0
+    num_codebooks: int = K
 
 
 class Store:
@@ -105,6 +106,22 @@ def test_crops_are_padded_and_masked():
     assert batch["codes"][:, 0].tolist() == [[8, 9, 10, 11], [10, 11, 12, 13], [27, 28, 0, 0]]
     assert torch.equal(batch["codes"][:, 0], batch["codes"][:, 1])
     assert batch["mask"].tolist() == [[True] * 4, [True] * 4, [True, True, False, False]]
+
+
+def test_clips_share_rows_with_a_gap_between():
+    rows = [[(1, 0), (2, 5)], [(0, 1)]]
+    found = batches("pitch", num_frames=12)
+    batch = found.collate_packed(rows, found.given([crop for row in rows for crop in row]), gap=2)
+    assert batch["codes"][:, 0].tolist() == [
+        [10, 11, 12, 13, 14, 0, 0, 25, 26, 27, 28, 0],
+        [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0],
+    ]
+    assert batch["mask"].tolist() == [
+        [True] * 5 + [False] * 2 + [True] * 4 + [False],
+        [True] * 11 + [False],
+    ]
+    assert batch["clips"].tolist() == [[0] * 7 + [1] * 5, [2] * 12]
+    assert batch["values/pitch"].tolist() == [[2], [1], [1]]
 
 
 def test_labels_belong_to_their_clips():
