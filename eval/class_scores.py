@@ -40,7 +40,7 @@ def kl_paired(generated: np.ndarray, reference: np.ndarray, direction: Direction
         value=float(values.mean()),
         interval=mean_interval(values, seed=seed, lowest=0.0),
         better="lower",
-        detail={"clips": float(len(g)), "pairing": "clip by clip"},
+        detail={"clips": float(len(g)), "pairing": "clip by clip", "values": values.tolist()},
     )
 
 
@@ -121,7 +121,7 @@ def text_score(audio: np.ndarray, text: np.ndarray, *, seed: int) -> Score:
         value=float(cosines.mean()),
         interval=mean_interval(cosines, seed=seed, lowest=-1.0, highest=1.0),
         better="higher",
-        detail={"clips": float(len(audio))},
+        detail={"clips": float(len(audio)), "values": cosines.tolist()},
     )
 
 
@@ -131,13 +131,14 @@ def label_accuracy(found: Sequence[str], wanted: Sequence[str]) -> Score:
         raise ValueError(
             f"labels must be found and wanted for the same clips, here for {len(found)} and {len(wanted)}"
         )
-    num_right = sum(a == b for a, b in zip(found, wanted, strict=True))
+    right = [float(a == b) for a, b in zip(found, wanted, strict=True)]
+    num_right = round(sum(right))
     return Score(
         name="label-accuracy",
         value=num_right / len(found),
         interval=share_interval(num_right, len(found)),
         better="higher",
-        detail={"clips": float(len(found))},
+        detail={"clips": float(len(found)), "values": right},
     )
 
 

@@ -22,20 +22,21 @@ from ..core.errors import UserError
 from ..core.run import is_main_process
 from ..tokenize.codec import load_codec
 from .bootstrap import Interval
+from .classifier import load_classifier
+from .clip_notes import ClipNote, clip_notes
+from .code_frames import CodeFrames
 from .compare_sets import FLOOR, FrameSet, frame_set, noise_set, reconstructed_set
 from .embed_folder import EmbeddedFolder, Unusable, embed_folder
-from .embedding import Embedding, EmbeddingInfo, load_embedding
+from .embedding import EmbeddingInfo, TextEmbedding, load_embedding
 from .find_reference import find_reference
 from .frechet import frechet_distance
 from .gaussian_stats import GaussianStats
-from .measured import Score
-from .metrics import BETTER, GROUPS, METRICS, measure
+from .measured import BETTER, GROUPS, Score, no_score
 from .reference_stats import ReferenceStats, check_comparable, load_stats, reference_stats, split_halves
 from .significance import ClipFrames, Difference, differences
+from .yardsticks import OF_LABELS, OF_TEXT, OF_TOKENS, InEmbedding, InLabels, InTokens, Yardstick
 
 COPIES = "copies"
-FRECHET = ("fad", "fad-inf", "per-song")
-"""Scores that need no more of the reference than its statistics."""
 DEFAULT_METRICS = ("fad", "fad-inf", "kad", "prdc", "per-song")
 PACKAGES = ("tokkata", "torch", "transformers", "numpy", "scipy", "soxr", "soundfile")
 
@@ -52,7 +53,11 @@ class Request:
     metrics: Sequence[str]
     cache: Path
     codec: str | None = None
-    """Whose reconstructions of the reference are a baseline."""
+    """Whose reconstructions of the reference are a baseline, and whose tokens have statistics."""
+    classifier: str | None = None
+    """An audio classifier in `transformers`: a hub id, or a folder."""
+    label: str | None = None
+    """The label of clips that says which of the classifier's labels they should be given."""
     seed: int = 0
     num_threads: int | None = None
 
@@ -88,8 +93,8 @@ class ReferenceFacts:
 
 
 @dataclass(frozen=True)
-class InEmbedding:
-    """Everything in one embedding."""
+class Measured:
+    """Everything by one yardstick: an embedding, a classifier or a codec."""
 
     info: EmbeddingInfo
     reference: ReferenceFacts
@@ -101,7 +106,8 @@ class InEmbedding:
 class Result:
     """What `scores.json` holds, besides the copies."""
 
-    embeddings: list[InEmbedding]
+    embeddings: list[Measured]
+    """Then, if asked for, the classifier and the codec."""
     unusable: list[Unusable]
     warnings: list[str]
     seed: int
@@ -126,6 +132,7 @@ class Compared:
 
     result: Result
     materials: list[Material]
+    """One an embedding; there is nothing to draw of labels and tokens."""
     folders: dict[str, EmbeddedFolder]
     """The systems' folders, in the first embedding."""
     reference_folder: EmbeddedFolder | None
@@ -133,9 +140,9 @@ class Compared:
 
 @dataclass
 class _Job:
-    """One embedding's folders."""
+    """One yardstick's folders."""
 
-    embedding: Embedding
+    yardstick: Yardstick
     systems: dict[str, EmbeddedFolder]
     reference: EmbeddedFolder | None
     stats: ReferenceStats
@@ -145,10 +152,45 @@ class _Job:
 
 def check_metrics(names: Sequence[str]) -> None:
     """Raise `UserError` for a score that does not exist."""
-    known = [*METRICS, *GROUPS, COPIES]
+    known = [*BETTER, *GROUPS, COPIES]
     for name in names:
         if name not in known:
             raise UserError(f"there is no score '{name}': there are {', '.join(known)}")
+
+
+def check_request(request: Request) -> None:
+    """Raise `UserError` for a score that does not exist, or that something is missing for."""
+    check_metrics(request.metrics)
+    for name in request.metrics:
+        if _is_one_of(name, OF_LABELS) and request.classifier is None:
+            raise UserError(f"the score {name} needs --classifier, an audio classifier's hub id or folder")
+        if _is_one_of(name, OF_TOKENS) and request.codec is None:
+            raise UserError(f"the score {name} needs --codec, whose tokens are compared")
+    if "label-accuracy" in request.metrics and request.label is None:
+        raise UserError("the score label-accuracy needs --label, the name of the label in metadata.csv")
+
+
+def _is_one_of(name: str, names: Sequence[str]) -> bool:
+    return name in names or any(name in GROUPS.get(group, ()) for group in names)
+
+
+def _yardsticks(request: Request) -> list[Yardstick]:
+    """The embeddings, then the classifier and the codec, each with the scores that it is for."""
+    rest = [
+        name for name in request.metrics if name != COPIES and not _is_one_of(name, OF_LABELS + OF_TOKENS)
+    ]
+    found: list[Yardstick] = [
+        InEmbedding(embedding, rest, request.seed) for embedding in map(load_embedding, request.embeddings)
+    ]
+    if set(rest) & set(OF_TEXT) and not any(isinstance(one.embedding, TextEmbedding) for one in found):
+        raise UserError(f"the score {OF_TEXT[0]} needs an embedding of sentences too: --embedding clap")
+    of_labels = [name for name in request.metrics if _is_one_of(name, OF_LABELS)]
+    if request.classifier is not None and of_labels:
+        classifier = load_classifier(request.classifier)
+        found.append(InLabels(classifier, of_labels, request.seed, request.label))
+    if request.codec is not None and any(_is_one_of(name, OF_TOKENS) for name in request.metrics):
+        found.append(InTokens(CodeFrames(load_codec(request.codec)), request.seed))
+    return found
 
 
 def compare(request: Request) -> Compared | None:
@@ -156,25 +198,33 @@ def compare(request: Request) -> Compared | None:
 
     Raises `UserError` for an unknown name, a folder without audio, or statistics that do not fit.
     """
-    check_metrics(request.metrics)
+    check_request(request)
     where = find_reference(request.reference)
     loaded = None if where.is_dir() else load_stats(where)
-    embeddings = [load_embedding(name) for name in request.embeddings]
-    for embedding in embeddings:
-        if loaded is not None:
-            _stats_of(loaded, embedding.info, where)  # refused before hours of embedding, not after
-    jobs = [_embed(request, embedding, where, loaded) for embedding in embeddings]
+    yardsticks = _yardsticks(request)
+    for yardstick in yardsticks:
+        if loaded is not None:  # refused before hours of embedding, not after
+            if not yardstick.is_gaussian:
+                raise UserError(
+                    "scores of labels and tokens compare with the audio of the reference:"
+                    f" give --reference its folder, not {where}"
+                )
+            _stats_of(loaded, yardstick.embedding.info, where)
+    notes = {name: clip_notes(folder) for name, folder in request.generated.items()}
+    notes["reference"] = clip_notes(where) if where.is_dir() else {}
+    jobs = [_embed(request, yardstick, where, loaded) for yardstick in yardsticks]
     if not is_main_process():
         return None
-    scored = [_score(job, request, where) for job in jobs]
+    scored = [_score(job, request, where, notes) for job in jobs]
     result = Result(
-        embeddings=[in_embedding for in_embedding, _ in scored],
+        embeddings=[measured for measured, _ in scored],
         unusable=list(dict.fromkeys(item for job in jobs for item in job.unusable)),
         warnings=list(dict.fromkeys(warning for job in jobs for warning in job.warnings)),
         seed=request.seed,
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
-    return Compared(result, [material for _, material in scored], jobs[0].systems, jobs[0].reference)
+    materials = [material for _, material in scored if material is not None]
+    return Compared(result, materials, jobs[0].systems, jobs[0].reference)
 
 
 def _stats_of(loaded: Mapping[str, ReferenceStats], info: EmbeddingInfo, where: Path) -> ReferenceStats:
@@ -188,8 +238,10 @@ def _stats_of(loaded: Mapping[str, ReferenceStats], info: EmbeddingInfo, where: 
 
 
 def _embed(
-    request: Request, embedding: Embedding, where: Path, loaded: Mapping[str, ReferenceStats] | None
+    request: Request, yardstick: Yardstick, where: Path, loaded: Mapping[str, ReferenceStats] | None
 ) -> _Job:
+    embedding = yardstick.embedding
+
     def one(folder: Path, set_name: str) -> EmbeddedFolder:
         return embed_folder(
             embedding, folder, request.cache, set_name=set_name, num_threads=request.num_threads
@@ -207,10 +259,12 @@ def _embed(
     else:
         reference = one(where, "reference")
         stats = reference_stats(reference)
-    job = _Job(embedding, systems, reference, stats)
+    job = _Job(yardstick, systems, reference, stats)
     for name, folder in [*systems.items(), *([("reference", reference)] if reference else [])]:
         job.unusable += folder.unusable
-        job.warnings += _warnings(name, folder)
+        job.warnings += _warnings(name, folder, yardstick.is_gaussian)
+    if not yardstick.is_gaussian:
+        return job
     if stats.num_frames < 2:
         raise UserError(
             f"the reference {where} has {stats.num_frames} frames in {embedding.info.name}, and a covariance"
@@ -221,7 +275,7 @@ def _embed(
     return job
 
 
-def _warnings(name: str, folder: EmbeddedFolder) -> list[str]:
+def _warnings(name: str, folder: EmbeddedFolder, is_gaussian: bool) -> list[str]:
     found = []
     if folder.unusable:
         total = len(folder.unusable) + len(folder.clips)
@@ -234,7 +288,7 @@ def _warnings(name: str, folder: EmbeddedFolder) -> list[str]:
         found.append(
             f"{silent} of the {len(folder.clips)} clips of '{name}' are silent, and count as they are."
         )
-    if name != "reference" and folder.num_frames < 2 * folder.info.width:
+    if is_gaussian and name != "reference" and folder.num_frames < 2 * folder.info.width:
         found.append(_too_few(name, folder.num_frames, folder.info))
     return found
 
@@ -246,32 +300,29 @@ def _too_few(name: str, num_frames: int, info: EmbeddingInfo) -> str:
     )
 
 
-def _score(job: _Job, request: Request, where: Path) -> tuple[InEmbedding, Material]:
-    names = [name for name in request.metrics if name != COPIES]
+def _score(
+    job: _Job, request: Request, where: Path, notes: Mapping[str, Mapping[str, ClipNote]]
+) -> tuple[Measured, Material | None]:
     seed = request.seed
     stats = job.stats.whole
     reference = None
     if job.reference is not None:
-        reference = frame_set(job.reference, job.reference.clips, "reference", "baseline", "", seed)
+        told = notes["reference"]
+        reference = frame_set(job.reference, job.reference.clips, "reference", "baseline", "", seed, told)
     systems = [
-        frame_set(folder, folder.clips, name, "generated", f"{folder.folder}.", seed)
+        frame_set(folder, folder.clips, name, "generated", f"{folder.folder}.", seed, notes[name])
         for name, folder in job.systems.items()
     ]
     baselines = _baselines(job, request, systems)
     sets = [*systems, *baselines]
-    rows = [
-        _row(item, _measure(names, item, stats, reference.frames if reference else None, seed))
-        for item in sets
-    ]
-    floor = _floor(job, names, seed)
-    rows.insert(len(systems), floor)
-    clip_distances = {row.name: _clip_distances(row) for row in rows}
+    rows = [_row(item, job.yardstick.measure(item, reference, stats)) for item in sets]
+    rows.insert(len(systems), _floor(job, notes["reference"], seed))
     compared = differences(
         {item.name: ClipFrames(item.names, item.frames) for item in systems},
         {row.name: {score.name: score.value for score in row.scores} for row in rows[: len(systems)]},
         stats,
         np.concatenate(reference.frames) if reference else None,
-        clip_distances,
+        {row.name: {score.name: clip_values(score) for score in row.scores} for row in rows},
         seed,
     )
     facts = ReferenceFacts(
@@ -283,23 +334,14 @@ def _score(job: _Job, request: Request, where: Path) -> tuple[InEmbedding, Mater
         reading=job.stats.reading,
         resampler=job.stats.resampler,
     )
-    material = Material(sets, reference, stats, clip_distances)
-    return InEmbedding(job.embedding.info, facts, rows, compared), material
-
-
-def _measure(
-    names: Sequence[str],
-    item: FrameSet,
-    stats: GaussianStats,
-    reference: Sequence[np.ndarray] | None,
-    seed: int,
-) -> list[Score]:
-    """All scores, those that need them with the frames of the reference."""
-    with_stats = measure([name for name in names if name in FRECHET], item.frames, stats, seed)
-    others = [name for name in names if name not in FRECHET]
-    with_frames = measure(others, item.frames, reference if reference is not None else stats, seed)
-    by_name = {score.name: score for score in [*with_stats, *with_frames]}
-    return [by_name[one] for name in names for one in GROUPS.get(name, (name,))]
+    measured = Measured(job.yardstick.embedding.info, facts, rows, compared)
+    if not job.yardstick.is_gaussian:
+        return measured, None
+    clip_distances = {
+        row.name: next((clip_values(score) for score in row.scores if score.name == "per-song"), [])
+        for row in rows
+    }
+    return measured, Material(sets, reference, stats, clip_distances)
 
 
 def _row(item: FrameSet, scores: list[Score]) -> Row:
@@ -312,28 +354,34 @@ def _baselines(job: _Job, request: Request, systems: Sequence[FrameSet]) -> list
     found = []
     if request.codec is not None and job.reference is not None:
         codec = load_codec(request.codec)
-        made, unusable = reconstructed_set(job.embedding, codec, job.reference, num_clips, request.seed)
+        made, unusable = reconstructed_set(
+            job.yardstick.embedding, codec, job.reference, num_clips, request.seed
+        )
         job.unusable += unusable
         found += [made] if made else []
     elif request.codec is not None:
         job.warnings.append("Nothing was reconstructed: the reference is statistics, and has no audio.")
     durations = [clip.facts.duration_s for folder in job.systems.values() for clip in folder.clips]
-    noise = noise_set(job.embedding, num_clips, float(np.median(durations)), job.stats.rms, request.seed)
+    noise = noise_set(
+        job.yardstick.embedding, num_clips, float(np.median(durations)), job.stats.rms, request.seed
+    )
     return found + ([noise] if noise else [])
 
 
-def _floor(job: _Job, names: Sequence[str], seed: int) -> Row:
+def _floor(job: _Job, notes: Mapping[str, ClipNote], seed: int) -> Row:
     """Real against real: one half of the reference against the other."""
+    names = job.yardstick.names
     first, second = job.stats.halves
     note = "One half of the reference against the other: how far apart real recordings are."
     if job.reference is not None:
         halves = split_halves(job.reference.clips)
         if not halves[1]:
-            return Row(FLOOR, "baseline", note, 0, 0, 0.0, _no_scores(names, "the reference has one clip"))
-        theirs = frame_set(job.reference, halves[0], "reference", "baseline", "", seed)
-        item = frame_set(job.reference, halves[1], FLOOR, "baseline", note, seed)
-        return _row(item, _measure(names, item, first, theirs.frames, seed))
-    scores = _no_scores(names, "the reference is statistics alone, without frames")
+            lacking = [no_score(name, "the reference has one clip") for name in names]
+            return Row(FLOOR, "baseline", note, 0, 0, 0.0, lacking)
+        theirs = frame_set(job.reference, halves[0], "reference", "baseline", "", seed, notes)
+        item = frame_set(job.reference, halves[1], FLOOR, "baseline", note, seed, notes)
+        return _row(item, job.yardstick.measure(item, theirs, first))
+    scores = [no_score(name, "the reference is statistics alone, without frames") for name in names]
     if min(first.num, second.num) >= 2:
         value = frechet_distance(second, first)
         fad = Score("fad", value, None, "lower", note="no interval: the reference is statistics alone")
@@ -341,14 +389,9 @@ def _floor(job: _Job, names: Sequence[str], seed: int) -> Row:
     return Row(FLOOR, "baseline", note, job.stats.num_clips // 2, second.num, job.stats.hours / 2.0, scores)
 
 
-def _no_scores(names: Sequence[str], note: str) -> list[Score]:
-    each = [one for name in names for one in GROUPS.get(name, (name,))]
-    return [Score(name, None, None, BETTER[name], note=note) for name in each]
-
-
-def _clip_distances(row: Row) -> list[float]:
-    score = next((score for score in row.scores if score.name == "per-song"), None)
-    return [] if score is None else detail_numbers(score, "distances")
+def clip_values(score: Score) -> list[float]:
+    """The value of each clip by itself, of scores that have one; NaN where a clip has none."""
+    return detail_numbers(score, "distances" if score.name == "per-song" else "values")
 
 
 def detail_numbers(score: Score, name: str) -> list[float]:

@@ -22,7 +22,7 @@ from ..core.several_values import SeveralValues
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .compare import InEmbedding, Result
+    from .compare import Measured, Result
 
 stats_app = typer.Typer(no_args_is_help=True, help="Statistics of a reference: compute once, share, look.")
 
@@ -53,6 +53,8 @@ def compare_folders(
     out: Path | None,
     cache: Path | None,
     codec: str | None,
+    classifier: str | None,
+    label: str | None,
     players: int,
     seed: int,
     threads: int | None,
@@ -63,15 +65,14 @@ def compare_folders(
     """
     from ..core.files import write_json, write_text
     from ..core.progress import hide_library_bars
-    from .compare import COPIES, DEFAULT_METRICS, Request, as_json, check_metrics, compare
+    from .compare import COPIES, DEFAULT_METRICS, Request, as_json, compare
     from .compare_report import write_comparison
     from .embedding_cache import default_cache
 
     if reference is None or out is None:
         missing = "--reference DIR" if reference is None else "--out DIR"
         raise UserError(f"comparing folders needs {missing} besides --generated")
-    names = list(metrics) or list(DEFAULT_METRICS)
-    check_metrics(names)
+    names = list(metrics) or [*DEFAULT_METRICS, *(("kl", "inception-score") if classifier else ())]
     systems = systems_of(generated)
     cache = cache or default_cache()
     folders = [*systems.values(), *([Path(reference)] if Path(reference).is_dir() else [])]
@@ -81,7 +82,18 @@ def compare_folders(
     if COPIES in names and not Path(reference).is_dir():
         raise UserError("copies are searched in audio: give --reference the folder of the training set")
     hide_library_bars()
-    request = Request(systems, reference, list(embedding) or ["logmel"], names, cache, codec, seed, threads)
+    request = Request(
+        generated=systems,
+        reference=reference,
+        embeddings=list(embedding) or ["logmel"],
+        metrics=names,
+        cache=cache,
+        codec=codec,
+        classifier=classifier,
+        label=label,
+        seed=seed,
+        num_threads=threads,
+    )
     compared = compare(request)
     if compared is None:
         return
@@ -145,7 +157,7 @@ def print_tables(result: Result) -> None:
         console.print(f"Warning: {warning}", markup=False, highlight=False)
 
 
-def _print_scores(console: Console, scores: InEmbedding) -> None:
+def _print_scores(console: Console, scores: Measured) -> None:
     from rich.table import Table
 
     from .compare import shown_interval

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from markupsafe import Markup
 
 from ..core.audio import AudioError
 from ..core.files import write_text
-from .compare import Compared, InEmbedding, Material, Row, detail_numbers
+from .compare import Compared, Material, Measured, Row, detail_numbers
 from .compare_charts import Fit, Shown, fits, histogram, principal_components, scatter
 from .compare_copies import read_start
 from .compare_sets import FLOOR, NOISE, FrameSet
@@ -35,6 +36,16 @@ NAMES = {
     "recall": "Recall",
     "density": "Density",
     "coverage": "Coverage",
+    "clap-score": "CLAP score",
+    "kl-generated-reference": "KL(generated‖reference)",
+    "kl-reference-generated": "KL(reference‖generated)",
+    "kl-unpaired-generated-reference": "KL of sets, generated‖reference",
+    "kl-unpaired-reference-generated": "KL of sets, reference‖generated",
+    "inception-score": "Inception score",
+    "label-accuracy": "Right label",
+    "token-entropy-gap": "Token entropy gap (bits)",
+    "unigram-distance": "Token distance",
+    "bigram-distance": "Token pair distance",
 }
 """What the page calls the scores."""
 
@@ -71,9 +82,9 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """One embedding's part of the page."""
+    """One embedding's, classifier's or codec's part of the page."""
 
-    scores: InEmbedding
+    scores: Measured
     columns: list[Score]
     """A score of each kind, for the head of the table."""
     charts: list[Chart]
@@ -90,7 +101,7 @@ def shown_sets(material: Material) -> dict[str, Shown]:
     return shown
 
 
-def charts(scores: InEmbedding, material: Material) -> list[Chart]:
+def charts(scores: Measured, material: Material) -> list[Chart]:
     """The pictures of one embedding for which there is data."""
     shown = shown_sets(material)
     found = [_scatter(material, shown)]
@@ -233,7 +244,7 @@ def render(
     )
     environment.filters.update(number=number, percent=percent)
     environment.globals["data_uri"] = data_uri
-    pairs = list(zip(compared.result.embeddings, compared.materials, strict=True))
+    pairs = list(itertools.zip_longest(compared.result.embeddings, compared.materials))
     first = compared.materials[0]
     return environment.get_template(TEMPLATE).render(
         title=title,
@@ -242,7 +253,10 @@ def render(
         result=compared.result,
         names=NAMES,
         player_s=PLAYER_S,
-        sections=[Section(scores, _columns(scores.rows), charts(scores, item)) for scores, item in pairs],
+        sections=[
+            Section(scores, _columns(scores.rows), charts(scores, item) if item else [])
+            for scores, item in pairs
+        ],
         listening=[
             listening(compared.folders[item.name], item, first.clip_distances.get(item.name, []), num_players)
             for item in first.sets

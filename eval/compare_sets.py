@@ -6,7 +6,7 @@ Shapes: C channels, N samples, T frames, D width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from ..core.audio import AudioError, load_audio
 from ..core.progress import track
 from ..core.schema import Audio
 from ..tokenize.codec import Codec
+from .clip_notes import NOTHING, ClipNote
 from .embed_folder import EmbeddedClip, EmbeddedFolder, Unusable
 from .embedding import Embedding, embed_clips
 from .folder_audio import PIECE_S
@@ -44,6 +45,10 @@ class FrameSet:
     names: list[str]
     frames: list[np.ndarray]  # each [T, D]
     hours: float
+    notes: list[ClipNote]
+    """What is said of each clip."""
+    counterparts: list[str] | None = None
+    """The clip of the reference that each was made after; None: that of its name, if there is one."""
 
     @property
     def num_frames(self) -> int:
@@ -73,9 +78,15 @@ def in_random_order(clips: Sequence[EmbeddedClip], seed: int) -> list[EmbeddedCl
 
 
 def frame_set(
-    folder: EmbeddedFolder, clips: Sequence[EmbeddedClip], name: str, role: Role, note: str, seed: int
+    folder: EmbeddedFolder,
+    clips: Sequence[EmbeddedClip],
+    name: str,
+    role: Role,
+    note: str,
+    seed: int,
+    notes: Mapping[str, ClipNote],
 ) -> FrameSet:
-    """The set of some clips of `folder`."""
+    """The set of some clips of `folder`; `notes` say something of them by their names."""
     held = held_clips(folder, clips, seed)
     if len(held) < len(clips):
         note = f"{note} Scored on {len(held)} random clips of {len(clips)}, which fit into memory."
@@ -86,6 +97,7 @@ def frame_set(
         names=[clip.name for clip in held],
         frames=[folder.frames(clip) for clip in held],
         hours=sum(clip.facts.duration_s for clip in held) / 3600.0,
+        notes=[notes.get(clip.name, NOTHING) for clip in held],
     )
 
 
@@ -103,7 +115,8 @@ def noise_set(
             yield np.clip(np.float32(rms) * noise, -1.0, 1.0)
 
     frames = _embed(embedding, clips(), rate)
-    return _made(NOISE, "Gaussian noise as loud as the reference.", frames, length / rate)
+    names = [str(index) for index in range(num_clips)]
+    return _made(NOISE, "Gaussian noise as loud as the reference.", names, frames, length / rate)
 
 
 def reconstructed_set(
@@ -113,6 +126,7 @@ def reconstructed_set(
     chosen = in_random_order(folder.clips, seed)[: min(num_clips, MAX_BASELINE_CLIPS)]
     unusable: list[Unusable] = []
     seconds: list[float] = []
+    names: list[str] = []
 
     def clips() -> Iterator[np.ndarray]:
         for clip in track(chosen, f"{embedding.info.name}: {RECONSTRUCTED}"):
@@ -124,12 +138,13 @@ def reconstructed_set(
                 unusable.append(Unusable(RECONSTRUCTED, clip.name, str(error)))
                 continue
             seconds.append(samples.shape[1] / codec.sample_rate)
+            names.append(clip.name)
             audio = torch.from_numpy(samples)[None].to(codec.device)
             yield codec.reconstruct(audio)[0].clamp(-1.0, 1.0).cpu().numpy()
 
     frames = _embed(embedding, clips(), codec.sample_rate)
     note = f"Clips of the reference, encoded and decoded by {codec.info.id}: what the codec loses."
-    made = _made(RECONSTRUCTED, note, frames, float(np.mean(seconds)) if seconds else 0.0)
+    made = _made(RECONSTRUCTED, note, names, frames, float(np.mean(seconds)) if seconds else 0.0)
     return made, unusable
 
 
@@ -144,9 +159,18 @@ def _embed(embedding: Embedding, clips: Iterator[np.ndarray], sample_rate: int) 
     return frames + (embed_clips(embedding, batch, sample_rate) if batch else [])
 
 
-def _made(name: str, note: str, frames: list[np.ndarray], mean_s: float) -> FrameSet | None:
-    frames = [item for item in frames if len(item)]
-    if not frames:
+def _made(
+    name: str, note: str, names: Sequence[str], frames: Sequence[np.ndarray], mean_s: float
+) -> FrameSet | None:
+    kept = [(clip, item) for clip, item in zip(names, frames, strict=True) if len(item)]
+    if not kept:
         return None
-    names = [str(index) for index in range(len(frames))]
-    return FrameSet(name, "baseline", note, names, frames, len(frames) * mean_s / 3600.0)
+    return FrameSet(
+        name=name,
+        role="baseline",
+        note=note,
+        names=[clip for clip, _ in kept],
+        frames=[item for _, item in kept],
+        hours=len(kept) * mean_s / 3600.0,
+        notes=[NOTHING] * len(kept),
+    )

@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from .bootstrap import Interval
 
 Better = Literal["lower", "higher"]
+BETTER: dict[str, Better] = {
+    "fad": "lower",
+    "fad-inf": "lower",
+    "per-song": "lower",
+    "kad": "lower",
+    "precision": "higher",
+    "recall": "higher",
+    "density": "higher",
+    "coverage": "higher",
+    "clap-score": "higher",
+    "kl-generated-reference": "lower",
+    "kl-reference-generated": "lower",
+    "kl-unpaired-generated-reference": "lower",
+    "kl-unpaired-reference-generated": "lower",
+    "inception-score": "higher",
+    "label-accuracy": "higher",
+    "token-entropy-gap": "lower",
+    "unigram-distance": "lower",
+    "bigram-distance": "lower",
+}
+"""Every score of a set of clips, and which way it is better."""
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "prdc": ("precision", "recall", "density", "coverage"),
+    "kl": tuple(name for name in BETTER if name.startswith("kl-")),
+    "tokens": ("token-entropy-gap", "unigram-distance", "bigram-distance"),
+}
+"""Names that stand for several scores."""
+
+
+def single(names: Iterable[str]) -> list[str]:
+    """`names` with each group in full."""
+    return [one for name in names for one in GROUPS.get(name, (name,))]
+
+
 Detail = float | str | Sequence[float | str | None]
 
 
@@ -26,3 +61,8 @@ class Score:
     """What the value was read from, such as the points of a fit."""
     note: str = ""
     """Why there is no value, or what to know of it."""
+
+
+def no_score(name: str, note: str) -> Score:
+    """The score `name` without a value, for the reason `note`."""
+    return Score(name, None, None, BETTER[name], note=note)

@@ -18,10 +18,10 @@ from .frechet_groups import GroupedMoments, fitting_groups
 from .gaussian_stats import GaussianStats
 from .kernel_distance import kernel_sums, median_distance
 from .manifold import NUM_NEIGHBOURS, Manifold, Overlap, overlap
-from .measured import Better, Detail, Score
+from .measured import BETTER, Detail, Score, no_score, single
 from .pairwise import as_frames
 
-__all__ = ["BETTER", "GROUPS", "METRICS", "Comparison", "Reference", "Score", "measure"]
+__all__ = ["METRICS", "Comparison", "Reference", "Score", "measure"]
 
 Reference = GaussianStats | Sequence[np.ndarray]
 """Statistics, or the embeddings [T_i, D] of each clip: KAD, precision, recall … need the latter."""
@@ -33,16 +33,6 @@ MAX_PAIR_FRAMES = 16384
 """Frames of each set that KAD, precision, recall … compare pair by pair; of larger sets, random ones."""
 
 
-BETTER: dict[str, Better] = {
-    "fad": "lower",
-    "fad-inf": "lower",
-    "per-song": "lower",
-    "kad": "lower",
-    "precision": "higher",
-    "recall": "higher",
-    "density": "higher",
-    "coverage": "higher",
-}
 HIGHEST = {"precision": 1.0, "recall": 1.0, "density": np.inf, "coverage": 1.0}
 
 
@@ -67,7 +57,7 @@ class Comparison:
             as_frames(self._generated, "generated")
             return measures[name]() if name in measures else self.manifold(name)
         except ValueError as error:
-            return Score(name, None, None, BETTER[name], note=str(error))
+            return no_score(name, str(error))
 
     def fad(self) -> Score:
         """Fréchet distance; raises `ValueError` for a set with fewer than two frames."""
@@ -212,20 +202,16 @@ class Comparison:
         return f"fewer frames ({', '.join(small)}) than twice the width {width}: the value is mostly bias"
 
 
-GROUPS: dict[str, tuple[str, ...]] = {"prdc": ("precision", "recall", "density", "coverage")}
-"""Names that stand for several scores."""
-
-
 def _metric(name: str) -> Callable[[Sequence[np.ndarray], Reference, int], Score]:
     return lambda generated, reference, seed: Comparison(generated, reference, seed).score(name)
 
 
-METRICS = {name: _metric(name) for name in BETTER}
+METRICS = {name: _metric(name) for name in ("fad", "fad-inf", "per-song", "kad", *HIGHEST)}
 
 
 def measure(
     names: Iterable[str], generated: Sequence[np.ndarray], reference: Reference, seed: int
 ) -> list[Score]:
-    """The scores called `names` (of `METRICS` or `GROUPS`) of `generated` against `reference`, in order."""
+    """The scores called `names` (of `METRICS`, or `prdc`) of `generated` against `reference`, in order."""
     comparison = Comparison(generated, reference, seed)
-    return [comparison.score(one) for name in names for one in GROUPS.get(name, (name,))]
+    return [comparison.score(name) for name in single(names)]

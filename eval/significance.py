@@ -1,10 +1,10 @@
 """Is one system better than another, or were its clips luckier?
 
-For the Fréchet distances and KAD the clips are resampled (bootstrap); for scores that are a share or a median
-over clips, clips change places between the systems (permutation). Where both systems have clips of the same
-names, each of them made for one prompt, names are drawn, and clips change places with their namesakes: what a
-prompt is worth to both drops out. The p-values of all pairs of systems are corrected for their number after
-Holm (Scand. J. Stat. 6, 1979), for each embedding and score by itself.
+For the Fréchet distances and KAD the clips are resampled (bootstrap); for scores that are a share, a mean or
+a median over clips, clips change places between the systems (permutation). Where both systems have clips of
+the same names, each of them made for one prompt, names are drawn, and clips change places with their
+namesakes: what a prompt is worth to both drops out. The p-values of all pairs of systems are corrected for
+their number after Holm (Scand. J. Stat. 6, 1979), for each embedding and score by itself.
 
 Shapes: N clips, G groups of clips, W resamples.
 """
@@ -74,17 +74,18 @@ def differences(
     values: Mapping[str, Mapping[str, float | None]],
     reference: GaussianStats,
     reference_frames: np.ndarray | None,
-    per_clip: Mapping[str, Sequence[float]],
+    per_clip: Mapping[str, Mapping[str, Sequence[float]]],
     seed: int,
 ) -> list[Difference]:
     """Every pair of systems in every score that both have a value of.
 
     Args:
         systems: the clips of each.
-        values: the value of each score (name in `METRICS`) of each system.
+        values: the value of each score of each system.
         reference: its statistics.
         reference_frames: frames [m, D] of the reference; None where there are statistics alone.
-        per_clip: the distance of each clip of each system, NaN where it has none.
+        per_clip: by system and score, the value of each clip by itself, NaN where it has none; scores that
+            are neither among these nor distances of clouds have no test.
         seed: of the resamples.
     """
     pairs = list(itertools.combinations(systems, 2))
@@ -118,7 +119,7 @@ class _Resamples:
         systems: Mapping[str, ClipFrames],
         reference: GaussianStats,
         reference_frames: np.ndarray | None,
-        per_clip: Mapping[str, Sequence[float]],
+        per_clip: Mapping[str, Mapping[str, Sequence[float]]],
         seed: int,
         num_pairs: int,
     ) -> None:
@@ -146,9 +147,12 @@ class _Resamples:
             return _tail(drawn - drawn.mean(), difference), f"bootstrap{how}"
         if name in MANIFOLD:
             return self._permute_overlap(name, first, second, difference, paired), f"permutation{how}"
-        if name == "per-song":
-            return self._permute_clips(first, second, difference, paired), f"permutation{how}"
-        return None
+        values = [np.asarray(self._per_clip[system].get(name, ())) for system in (first, second)]
+        if min(map(len, values)) == 0:
+            return None
+        paired = paired and len(values[0]) == len(values[1])  # some clips may have no caption
+        how = ", clips paired by name" if paired else ""
+        return self._permute_clips(name, values, difference, paired), f"permutation{how}"
 
     def _bootstrap(self, kind: str, system: str, stream: int) -> np.ndarray:
         key = (kind, system, stream)
@@ -214,12 +218,14 @@ class _Resamples:
         swapped = [getattr(x, name) - getattr(y, name) for x, y in zip(ours, theirs, strict=True)]
         return _tail(np.array(swapped), difference)
 
-    def _permute_clips(self, first: str, second: str, difference: float, paired: bool) -> float:
-        a, b = (np.asarray(self._per_clip[system], dtype=np.float64) for system in (first, second))
-        values = np.concatenate([a, b])
-        assigned = _assignments(len(a), len(b), paired, self._seed, self._num)
-        ours = np.nanmedian(np.where(assigned == 1.0, values, np.nan), axis=1)
-        theirs = np.nanmedian(np.where(assigned == 0.0, values, np.nan), axis=1)
+    def _permute_clips(
+        self, name: str, clips: Sequence[np.ndarray], difference: float, paired: bool
+    ) -> float:
+        values = np.concatenate(clips)
+        assigned = _assignments(len(clips[0]), len(clips[1]), paired, self._seed, self._num)
+        average = np.nanmedian if name == "per-song" else np.nanmean
+        ours = average(np.where(assigned == 1.0, values, np.nan), axis=1)
+        theirs = average(np.where(assigned == 0.0, values, np.nan), axis=1)
         return _tail(ours - theirs, difference)
 
 

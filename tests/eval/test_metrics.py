@@ -6,7 +6,8 @@ import pytest
 
 from tokkata.eval import metrics as module
 from tokkata.eval.frechet import GaussianStats, frechet_distance
-from tokkata.eval.metrics import BETTER, GROUPS, METRICS, measure
+from tokkata.eval.measured import BETTER, GROUPS
+from tokkata.eval.metrics import METRICS, measure
 
 EVERY = tuple(METRICS)
 WIDTH = 4

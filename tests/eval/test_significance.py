@@ -27,7 +27,9 @@ def compared(systems: dict[str, ClipFrames], seed: int = 0) -> dict:
         scores = measure(["fad", "fad-inf", "per-song"], item.frames, stats, 0)
         scores += measure(["kad", "prdc"], item.frames, reference, 0)
         values[name] = {score.name: score.value for score in scores}
-    per_clip = {name: frechet_distance_per_clip(item.frames, stats) for name, item in systems.items()}
+    per_clip = {
+        name: {"per-song": frechet_distance_per_clip(item.frames, stats)} for name, item in systems.items()
+    }
     found = differences(systems, values, stats, np.concatenate(reference), per_clip, seed)
     return {(item.metric, item.first, item.second): item for item in found}
 
