@@ -69,6 +69,7 @@ class TokenBatches:
         self._feature_rates = {
             name: store.features[name].frame_rate for name in conditions.names if name in store.features
         }
+        self._mean_lengths: dict[str, int] = {}
         self._labels = {c.name: split.column(c.name) for c in conditions if c.kind != "sequence"}
 
     def given(self, crops: Sequence[tuple[int, int]]) -> GivenConditions:
@@ -97,6 +98,31 @@ class TokenBatches:
             length = max(1, round(self.num_frames * per_frame))
             found = self.split.feature(name, clip, round(start * per_frame), length)
         return torch.from_numpy(found.astype(np.float32))
+
+    def num_states(self, num_frames: int) -> dict[str, int]:
+        """How many vectors a crop of `num_frames` has of each sequence among the conditions.
+
+        Of sequences of any length, such as texts, it is the mean over some of the clips.
+        """
+        found = {}
+        for condition in self.conditions:
+            if condition.kind != "sequence":
+                continue
+            rate = self._feature_rates[condition.name]
+            if condition.length is not None:
+                found[condition.name] = condition.length
+            elif rate is not None:
+                found[condition.name] = max(1, round(num_frames * rate / self._frame_rate))
+            else:
+                found[condition.name] = self._mean_states(condition.name)
+        return found
+
+    def _mean_states(self, name: str, at_most: int = 64) -> int:
+        if name not in self._mean_lengths:
+            some = np.linspace(0, len(self.split) - 1, min(at_most, len(self.split))).round().astype(int)
+            lengths = [len(self.split.feature(name, clip)) for clip in some.tolist()]
+            self._mean_lengths[name] = round(sum(lengths) / len(lengths))
+        return self._mean_lengths[name]
 
     def collate(self, crops: Sequence[tuple[int, int]], given: GivenConditions) -> Batch:
         """`codes` [B, K, T], `mask` [B, T] and the conditions of (clip, first frame) pairs."""

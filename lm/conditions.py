@@ -298,7 +298,7 @@ def _encode(condition: Condition, values: Sequence[Label | Tensor | None]) -> Gi
     for i, value in enumerate(values):
         if isinstance(value, str | int | float):
             raise UserError(f"tags {condition.name!r} must be a list of tags a clip, not {value!r}")
-        for tag in () if value is None else value:  # type: ignore[union-attr]
+        for tag in () if value is None else value:
             present[i, condition.row(tag) - 1] = 1
     return Given(present, shown)
 

@@ -135,6 +135,12 @@ class LanguageModel(nn.Module, PyTorchModelHubMixin, ABC, library_name="tokkata"
         Raises `UserError` for a format that it does not have here.
         """
 
+    def clip_flops(self, num_frames: int, num_states: Mapping[str, int]) -> float | None:
+        """Floating-point operations of a training step for one clip, which has `num_states` vectors of each
+        sequence among the conditions; None where nobody has counted them.
+        """
+        return None
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

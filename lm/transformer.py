@@ -16,6 +16,7 @@ heads, P prepended steps, M states of the memory.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -401,6 +402,12 @@ class TransformerLM(LanguageModel):
         return prepare_transformer(self, weights)
 
     # -------------------------------------------------------------------------------------------- training
+
+    def clip_flops(self, num_frames: int, num_states: Mapping[str, int]) -> float:
+        """See `flops.py`."""
+        from .flops import clip_flops
+
+        return clip_flops(self.config, num_frames, num_states)
 
     def forward(
         self,

@@ -25,6 +25,9 @@ class Split:
 
     num_frames = np.array(LENGTHS)
 
+    def __len__(self):
+        return NUM_CLIPS
+
     def column(self, name):
         return {"pitch": [60, 64, 60], "mood": [("wild", "calm"), (), ("calm", "odd")], "bpm": [1.5, 2.0, 3]}[
             name
@@ -163,6 +166,14 @@ def test_conditions_travel_in_flat_batches():
     for name, one in given.items():
         assert torch.equal(back[name].values, one.values)
         assert torch.equal(back[name].mask, one.mask)
+
+
+def test_how_many_states_a_crop_has():
+    found = batches("pitch", "text", "chroma", {"name": "mood"})
+    assert found.num_states(4) == {"text": 1, "chroma": 8}  # texts of 0, 1 and 2 states
+    assert found.num_states(3) == {"text": 1, "chroma": 6}
+    fixed = batches({"name": "text", "length": 7}, {"name": "chroma", "length": 5})
+    assert fixed.num_states(4) == {"text": 7, "chroma": 5}
 
 
 def test_no_clips_are_told_nothing():
