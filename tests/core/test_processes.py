@@ -131,9 +131,11 @@ def sharded_run(tmp_path_factory):
     return folder / "toy"
 
 
-def test_shards_are_one_process(tmp_path):
-    toy = Toy(fsdp_on_cpu=True)
-    finished(tmp_path / "two", 2, toy, FSDP, **SHARDED).assert_close(alone(tmp_path / "one", ema_every=2))
+def test_shards_of_two_and_then_of_four_are_one_process(tmp_path):
+    ended = start(tmp_path / "some", 2, Toy(fsdp_on_cpu=True, signal_at=6), FSDP, **SHARDED)
+    assert "stopped at step 7 of 10 with a checkpoint" in ended.stderr
+    some = finished(tmp_path / "some", 4, Toy(fsdp_on_cpu=True), FSDP, **SHARDED)
+    some.assert_close(alone(tmp_path / "one", ema_every=2))
 
 
 def test_a_sharded_run_goes_on_after_sigterm_bit_for_bit(tmp_path, sharded_run):
