@@ -1,6 +1,7 @@
 """CLAP (Wu et al., arXiv:2211.06687): audio and sentences in one space, in its `transformers` port.
 
-Shapes: B clips or sentences, N samples, W windows of a clip, F spectrogram frames, M mel bands, D width.
+Shapes: B clips or sentences, N samples, W windows of a clip, F spectrogram frames, M mel bands, D width, L
+tokens.
 """
 
 from __future__ import annotations
@@ -92,16 +93,16 @@ class ClapNetwork:
         ).pooler_output
         return features
 
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """Sentences, cut to what the network can take, to `[B, D]`."""
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        return self.embed_tokens(tokens["input_ids"], tokens["attention_mask"])
+
     @torch.no_grad()
-    def embed_text(self, texts: Sequence[str], max_tokens: int | None = None) -> Tensor:
-        """Sentences, cut to `max_tokens` or what the network can take, to `[B, D]`."""
-        limit = min(max_tokens or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
-        tokens = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
-        )
+    def embed_tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Tokens `[B, L]` of sentences, of which those count whose `mask` is not 0, to `[B, D]`."""
         features: Tensor = self.model.get_text_features(
-            input_ids=tokens["input_ids"].to(self.device),
-            attention_mask=tokens["attention_mask"].to(self.device),
+            input_ids=ids.to(self.device), attention_mask=mask.to(self.device)
         ).pooler_output
         return features
 

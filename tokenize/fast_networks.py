@@ -10,10 +10,8 @@ Shapes: B batch, C channels, N samples of a stage at its own rate.
 from __future__ import annotations
 
 import itertools
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from transformers.models.dac import modeling_dac
 from transformers.models.encodec import modeling_encodec
 
 from .fast_layers import Chain, Conv, Elu, Layer, Padding, Residual, Snake, Span, Tanh, Tile, Upsample
+from .share_out import share_out
 
 # Numbers of a tile at the rate where it has most samples. Much smaller ones compute mostly their neighbours'
 # margins, much larger ones leave the cache.
@@ -62,7 +61,7 @@ class Tiled(Stage):
             kept = self.chain.run(tile, computed)[..., span[0] - computed[0] :]
             out[row : row + 1, ..., span[0] : span[1]] = kept
 
-        _share_out(
+        share_out(
             compute, [(row, span) for row in range(len(samples)) for span in _spans(length, self._tile)]
         )
         return out
@@ -98,35 +97,6 @@ def _rounded(span: Span, size: int) -> Span:
     """
     step = max(1, size // 32)
     return max(0, span[1] - -(-(span[1] - span[0]) // step) * step), span[1]
-
-
-def _share_out(compute: Callable[[tuple[int, Span]], None], jobs: Sequence[tuple[int, Span]]) -> None:
-    """Run all jobs on `torch.get_num_threads()` threads, each of which computes with one thread."""
-    num_threads = torch.get_num_threads()
-    if num_threads == 1:
-        for job in jobs:
-            compute(job)
-        return
-    queue = iter(jobs)
-    lock = threading.Lock()
-
-    def work() -> None:
-        torch.set_num_threads(1)  # of OpenMP for this thread, of MKL for all of them
-        with torch.no_grad():
-            while True:
-                with lock:
-                    job = next(queue, None)
-                if job is None:
-                    return
-                compute(job)
-
-    try:
-        with ThreadPoolExecutor(num_threads) as pool:
-            workers = [pool.submit(work) for _ in range(num_threads)]
-    finally:
-        torch.set_num_threads(num_threads)
-    for worker in workers:
-        worker.result()
 
 
 # --- DAC

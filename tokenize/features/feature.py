@@ -25,6 +25,7 @@ from ...core.audio import resample, to_channels
 from ...core.errors import UserError
 from ...core.files import write_json
 from ..chunking import Window, cut
+from ..share_out import share_out
 
 FEATURES = "features.json"
 """The file of a store that has a `FeatureInfo` for each of its features."""
@@ -51,7 +52,8 @@ class FeatureInfo:
     encoder: str | None = None
     """Hub id, folder, or a codec's name; None where there is no network."""
     revision: str | None = None
-    """Commit on the Hub; for a folder, the start of the weights' sha256."""
+    """Commit on the Hub; for a folder, the start of the weights' sha256. None where there are no weights, or
+    where whoever named the encoder has not said: a MusicGen does not."""
     column: str | None = None
     """Of a text: where it was taken from."""
     max_tokens: int | None = None
@@ -127,28 +129,37 @@ class Feature:
 class TextEncoder(Feature, ABC):
     """A feature of texts."""
 
-    @abstractmethod
-    def encode(self, texts: Sequence[str]) -> list[Tensor]:
-        """One batch of texts, none of them empty, to `[L, E]` each."""
+    device: torch.device
+    """Where the weights are."""
 
     @abstractmethod
-    def num_tokens(self, text: str) -> int:
-        """How long a text is for the encoder, to put texts of like length into a batch."""
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text, cut to `info.max_tokens`."""
+
+    @abstractmethod
+    def encode(self, tokens: Sequence[list[int]]) -> list[Tensor]:
+        """One batch of texts, by their tokens, to `[L, E]` each."""
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str | None], batch_size: int = 16) -> list[Tensor]:
+    def encode_text(self, texts: Sequence[str | None], batch_size: int = 8) -> list[Tensor]:
         """A feature `[L, E]` float32 on the CPU for each text; L = 0 for None and for blank ones.
 
         Equal texts are encoded once, and texts of like length together, `batch_size` at a time.
         """
-        wanted = sorted(
-            {text for text in texts if has_words(text)}, key=lambda text: (self.num_tokens(text), text)
-        )
+        tokens = {text: self.token_ids(text) for text in texts if has_words(text)}
+        wanted = sorted(tokens, key=lambda text: (len(tokens[text]), text))
         found: dict[str | None, Tensor] = {}
-        for start in range(0, len(wanted), batch_size):
-            batch = wanted[start : start + batch_size]
-            encoded = (self.rounded(values) for values in self.encode(batch))
-            found.update(zip(batch, encoded, strict=True))
+
+        def encode(batch: Sequence[str]) -> None:
+            encoded = self.encode([tokens[text] for text in batch])
+            found.update(zip(batch, map(self.rounded, encoded), strict=True))
+
+        batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
+        if self.device.type == "cpu":
+            share_out(encode, batches)
+        else:
+            for batch in batches:
+                encode(batch)
         nothing = torch.empty(0, self.dim)
         return [found.get(text, nothing) for text in texts]
 

@@ -6,7 +6,7 @@ Shapes: B windows, C channels, N samples, T frames, E width.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from ...core.hub_cache import hub_snapshot
 from ..chunking import Window, window_frames
 from ..codec import Codec, library_versions, load_codec
 from ..fast_codec import fast
+from ..share_out import share_out
 from .feature import WINDOW_S, AudioEncoder, FeatureInfo
 
 
@@ -31,9 +32,10 @@ class CodecStyle(AudioEncoder):
     """
 
     def __init__(self, config: schema.StyleFeature, codec: Codec) -> None:
+        self._codec = fast(codec)
+        self._shares_out = self._codec is not codec  # a window's work among threads
         info = codec.info
         super().__init__(_info(config, info.revision, info.latent_dim, info.sample_rate, info.channels))
-        self._codec = codec
         self._window_frames = window_frames(codec.chunking, info.frame_rate, WINDOW_S)
 
     def plan(self, num_samples: int) -> list[Window]:
@@ -42,9 +44,9 @@ class CodecStyle(AudioEncoder):
 
     def encode_windows(self, audio: Tensor, windows: Sequence[Window]) -> list[Tensor]:
         """Samples `[B, C, N]` to the sum of the latents that each window keeps, `[E]` float64."""
-        latents = self._codec.encode_latents(audio.to(self._codec.device)).double()  # [B, E, T]
+        latents = _encode(self._codec.encode_latents, audio, self._codec.device, self._shares_out)
         return [
-            found[:, window.drop_frames : window.drop_frames + window.keep_frames].sum(dim=1).cpu()
+            found[:, window.drop_frames : window.drop_frames + window.keep_frames].double().sum(dim=1).cpu()
             for found, window in zip(latents, windows, strict=True)
         ]
 
@@ -76,12 +78,29 @@ class ClapStyle(AudioEncoder):
 
     def encode_windows(self, audio: Tensor, windows: Sequence[Window]) -> list[Tensor]:
         """Samples `[B, 1, N]` to a vector `[E]` each."""
-        samples = audio[:, 0].to(self._network.device)
-        return list(self._network.embed_windows(self._network.front_end.cut(samples)[:, 0]).cpu())
+        windows_of_10_s = self._network.front_end.cut(audio[:, 0])[:, 0]
+        vectors = _encode(self._network.embed_windows, windows_of_10_s, self._network.device, False)
+        return [vector.cpu() for vector in vectors]
 
     def join(self, parts: Sequence[Tensor], windows: Sequence[Window]) -> Tensor:
         """Their mean, of length 1, `[1, E]`."""
         return F.normalize(torch.stack(list(parts)).mean(dim=0), dim=-1)[None]
+
+
+def _encode(
+    encode: Callable[[Tensor], Tensor], windows: Tensor, device: torch.device, shares_out: bool
+) -> list[Tensor]:
+    """What `encode` makes of each of `windows` `[B, …]`: of all at once; or one by one, on a CPU, where it
+    does not itself see to it that the number of threads decides nothing."""
+    if device.type != "cpu" or shares_out:
+        return list(encode(windows.to(device)))
+    found: dict[int, Tensor] = {}
+
+    def encode_one(index: int) -> None:
+        found[index] = encode(windows[index : index + 1])[0]
+
+    share_out(encode_one, range(len(windows)))
+    return [found[index] for index in range(len(windows))]
 
 
 def load_style(config: schema.StyleFeature, device: torch.device) -> AudioEncoder:
@@ -95,7 +114,7 @@ def load_style(config: schema.StyleFeature, device: torch.device) -> AudioEncode
     codec = load_codec(id, revision=config.revision, bandwidth_kbps=config.bandwidth_kbps, device=device)
     if codec.hop_length == 1:
         raise UserError(f"style encoder {id} has no network: choose a codec that has one, such as pocket")
-    return CodecStyle(config, fast(codec))
+    return CodecStyle(config, codec)
 
 
 def _is_clap(id: str, revision: str | None) -> bool:

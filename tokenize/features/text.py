@@ -5,10 +5,13 @@ Shapes: B texts, L tokens, E width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from ...core import schema_features as schema
@@ -35,22 +38,21 @@ class T5Text(TextEncoder):
         device: torch.device,
     ) -> None:
         super().__init__(info)
+        self.device = device
         self._model = model.to(device)
         self._tokenizer = tokenizer
-        self._device = device
 
-    def num_tokens(self, text: str) -> int:
-        """L of a text."""
-        return len(self._tokenizer(text, truncation=True, max_length=self.info.max_tokens)["input_ids"])
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text with the end token, L of them."""
+        return _token_ids(self._tokenizer, text, self.info.max_tokens)
 
-    def encode(self, texts: Sequence[str]) -> list[Tensor]:
-        """Texts to `[L, E]` each."""
-        tokens = self._tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.info.max_tokens, return_tensors="pt"
-        ).to(self._device)
-        mask = tokens["attention_mask"]
-        states = self._model(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state
-        return [found[kept.bool()] for found, kept in zip(states, mask, strict=True)]
+    def encode(self, tokens: Sequence[list[int]]) -> list[Tensor]:
+        """Texts, by their tokens, to `[L, E]` each."""
+        filled = _filled_up(tokens, self._tokenizer.pad_token_id)
+        states = self._model(
+            input_ids=filled.ids.to(self.device), attention_mask=filled.mask.to(self.device)
+        ).last_hidden_state
+        return [found[: len(text)] for found, text in zip(states, tokens, strict=True)]
 
 
 class ClapText(TextEncoder):
@@ -58,15 +60,39 @@ class ClapText(TextEncoder):
 
     def __init__(self, info: FeatureInfo, network: ClapNetwork) -> None:
         super().__init__(info)
+        self.device = network.device
         self._network = network
 
-    def num_tokens(self, text: str) -> int:
-        """Tokens of a text before it is cut."""
-        return len(self._network.tokenizer(text)["input_ids"])
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text, no more than the network can take."""
+        limit = min(self.info.max_tokens or math.inf, self._network.tokenizer.model_max_length)
+        return _token_ids(self._network.tokenizer, text, int(limit))
 
-    def encode(self, texts: Sequence[str]) -> list[Tensor]:
-        """Texts to `[1, E]` each."""
-        return list(self._network.embed_text(texts, self.info.max_tokens)[:, None])
+    def encode(self, tokens: Sequence[list[int]]) -> list[Tensor]:
+        """Texts, by their tokens, to `[1, E]` each."""
+        filled = _filled_up(tokens, self._network.tokenizer.pad_token_id)
+        return list(self._network.embed_tokens(filled.ids, filled.mask)[:, None])
+
+
+@dataclass(frozen=True)
+class _FilledUp:
+    """Texts of one length."""
+
+    ids: Tensor  # [B, L] int64
+    mask: Tensor  # [B, L] int64, 0 where nothing is
+
+
+def _filled_up(tokens: Sequence[list[int]], pad_id: int) -> _FilledUp:
+    def to_one_length(rows: Sequence[Tensor], value: int) -> Tensor:
+        return pad_sequence(list(rows), batch_first=True, padding_value=value)
+
+    ids = [torch.tensor(text) for text in tokens]
+    return _FilledUp(to_one_length(ids, pad_id), to_one_length([torch.ones_like(text) for text in ids], 0))
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None) -> list[int]:
+    ids: list[int] = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+    return ids
 
 
 def load_text(config: schema.TextFeature, device: torch.device) -> TextEncoder:

@@ -14,7 +14,7 @@ from tokkata.core.errors import UserError
 from tokkata.core.schema_corpora import FolderCorpus
 from tokkata.tokenize.corpora.columns import RESERVED, Row, describe
 from tokkata.tokenize.corpora.folder import Folder
-from tokkata.tokenize.store_writer import _features
+from tokkata.tokenize.store_writer import _columns
 
 
 def folder(root, **changes):
@@ -200,7 +200,7 @@ def test_settings_that_name_no_column(tmp_path):
 
 def test_reserved_names_are_the_columns_of_a_store():
     arrays = dict.fromkeys(["codes", "latents", "latents_scale", "gains"], "float32")
-    assert set(_features(arrays, {})) == RESERVED
+    assert set(_columns(arrays, {})) == RESERVED
 
 
 def test_groups_fall_into_one_split(tmp_path):

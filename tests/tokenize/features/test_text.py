@@ -63,6 +63,23 @@ def test_a_text_is_encoded_alike_in_any_company(feature, texts, batch_size):
         torch.testing.assert_close(values, feature.encode_text([text])[0], rtol=0, atol=1e-5)
 
 
+def test_threads_decide_no_bit(t5, clap):
+    """Many processes have one each, one process has all: their stores are the same."""
+    texts = [" ".join(T5_WORDS[3 + (i + j) % 7] for j in range(1 + i % 9)) for i in range(40)]
+    before = torch.get_num_threads()
+    for folder in (t5, clap):
+        found = []
+        for num_threads in (1, 3):
+            torch.set_num_threads(num_threads)
+            try:
+                found.append(load_feature(section(folder)).encode_text(texts, 3))
+                assert torch.get_num_threads() == num_threads
+            finally:
+                torch.set_num_threads(before)
+        for one, other in zip(*found, strict=True):
+            assert torch.equal(one, other)
+
+
 def test_long_texts_are_cut_before_their_end_token(t5):
     feature = load_feature(section(t5, max_tokens=4))
     found = feature.encode_text(["a slow piano and a loud drum"])[0]
@@ -85,7 +102,7 @@ def test_values_are_rounded_as_they_are_stored(t5, feature):
 
 def test_values_that_half_precision_cannot_hold(t5, monkeypatch):
     half = load_feature(section(t5, store="float16", name="prompt"))
-    monkeypatch.setattr(half, "encode", lambda texts: [torch.full((1, 16), 1e5)])
+    monkeypatch.setattr(half, "encode", lambda tokens: [torch.full((1, 16), 1e5)])
     with pytest.raises(UserError) as caught:
         half.encode_text(["drum"])
     assert str(caught.value) == (
