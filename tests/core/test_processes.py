@@ -131,6 +131,7 @@ def sharded_run(tmp_path_factory):
     return folder / "toy"
 
 
+@pytest.mark.slow
 def test_shards_of_two_and_then_of_four_are_one_process(tmp_path):
     ended = start(tmp_path / "some", 2, Toy(fsdp_on_cpu=True, signal_at=6), FSDP, **SHARDED)
     assert "stopped at step 7 of 10 with a checkpoint" in ended.stderr
