@@ -15,11 +15,15 @@ import torch
 from ..core.errors import UserError
 from ..core.hub_cache import hub_snapshot
 from ..tokenize.codec import Codec, CodecInfo, load_codec_from_info
+from .causal_conv import CausalConvLM
 from .language_model import CONFIG_NAME, WEIGHTS_NAME, LanguageModel, read_config
+from .rnn import RNNLM
+from .samplernn import SampleRNN
 from .transformer import TransformerLM
+from .wavenet import WaveNet
 
 FAMILIES: dict[str, type[LanguageModel]] = {
-    family.config_class.kind: family for family in (TransformerLM,)
+    family.config_class.kind: family for family in (TransformerLM, WaveNet, SampleRNN, RNNLM, CausalConvLM)
 }
 """What `config.json` calls each family, as recipes do, and its class."""
 

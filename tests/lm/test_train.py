@@ -20,8 +20,9 @@ from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.lm import train as module
 from tokkata.lm.batches import conditions_of
+from tokkata.lm.build import transformer_config
 from tokkata.lm.conditions import Condition, Conditions
-from tokkata.lm.train import train_lm, transformer_config
+from tokkata.lm.train import train_lm
 from tokkata.lm.transformer import TransformerLM
 
 

@@ -1,0 +1,64 @@
+"""Kernels in C++ beside this file, compiled for the machine that they run on.
+
+They are built once, at first use, with the user's compiler (`$CXX`, else g++ or clang++), and kept in
+`$XDG_CACHE_HOME/tokkata` (`~/.cache/tokkata`) under a name that tells source, compiler and instruction set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17"]
+
+
+@functools.cache
+def load_kernel(name: str) -> ctypes.CDLL | None:
+    """The library of `kernels/NAME.cpp`; None, after a line that says why, where it cannot be built."""
+    source = Path(__file__).parent / "kernels" / f"{name}.cpp"
+    compiler = _compiler()
+    if compiler is None:
+        _tell(name, "there is no C++ compiler (g++ or clang++; set CXX to name another)")
+        return None
+    try:
+        # The macros that a compiler predefines tell its version and the instruction set.
+        macros = _output([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
+        key = hashlib.sha256(source.read_bytes() + macros + " ".join(_FLAGS).encode()).hexdigest()
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokkata"
+        library = cache / f"{name}-{key[:16]}.so"
+        if not library.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as folder:  # of its own: others may build too
+                built = Path(folder) / library.name
+                _output([*compiler, *_FLAGS, "-x", "c++", str(source), "-o", str(built)])
+                built.replace(library)
+        return ctypes.CDLL(str(library))
+    except (OSError, subprocess.CalledProcessError) as error:
+        output = getattr(error, "stderr", None)
+        reason = output.decode(errors="replace").strip().splitlines()[:1] if output else [str(error)]
+        _tell(name, f"{shlex.join(compiler)} cannot build it ({' '.join(reason)})")
+        return None
+
+
+def _compiler() -> list[str] | None:
+    named = os.environ.get("CXX")
+    if named:
+        return shlex.split(named)
+    found = shutil.which("g++") or shutil.which("clang++")
+    return [found] if found else None
+
+
+def _output(command: list[str]) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+def _tell(name: str, why: str) -> None:
+    print(f"generate: without the compiled kernel '{name}', so slowly: {why}", file=sys.stderr)
