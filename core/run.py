@@ -38,6 +38,9 @@ State = Literal["done", "new", "unfinished", "outdated"]
 _PATIENCE_S = 600.0
 _POLL_S = 0.2
 
+# Settings that may name files or a folder on this machine.
+_FILES = ("root", "soundfont", "id", "encoder", "init_from")
+
 
 @dataclass(frozen=True)
 class StageState:
@@ -208,7 +211,7 @@ def _record(
     known = marker["record"]["files"] if marker else {}
     files = {}
     for key, value in settings.items():
-        if key.rpartition(".")[2] in ("root", "soundfont", "id", "encoder"):
+        if value is not None and key.rpartition(".")[2] in _FILES:
             if Path(value).exists():
                 files[key] = _state_of_files(Path(value))
             elif key in known:

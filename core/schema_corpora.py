@@ -79,6 +79,9 @@ class FolderCorpus(_Described):
     of the metadata such as `album`; null: each file by itself."""
     metadata: bool = True
     """Read the metadata files; false: take no notice of them."""
+    caption_from_name: bool = False
+    """Take the words of a file's name as its caption where it has no other: `slow_piano-03.wav` says
+    `slow piano`."""
     allow_unlisted: bool = False
     """Take files that the metadata has no row for; their names are empty, and they have no tags."""
 

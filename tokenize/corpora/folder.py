@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -124,7 +125,20 @@ class Folder:
             config.test_fraction,
         )
         clips = [
-            Clip(id=name, split=splits[name], source=name, labels=labels, caption=caption)
+            Clip(
+                id=name,
+                split=splits[name],
+                source=name,
+                labels=labels,
+                caption=self._caption(name, caption),
+            )
             for name, labels, caption in zip(ids, found.labels, found.captions, strict=True)
         ]
         return clips, label_types
+
+    def _caption(self, name: str, caption: str | None) -> str | None:
+        """`caption`, or the words in the name of the file, if they are asked for."""
+        if not self.config.caption_from_name or (caption or "").strip():
+            return caption
+        words = re.findall(r"[^\W\d_]+", posixpath.splitext(posixpath.basename(name))[0])
+        return " ".join(words) or None

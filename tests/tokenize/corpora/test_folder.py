@@ -184,3 +184,16 @@ def test_mixed_keeps_clips_splits_and_shared_labels(tmp_path):
     twice = load_corpus(MixedCorpus(kind="mixed", corpora=[synth, synth]))
     assert twice.label_types == Synth.label_types
     assert twice.clips()[0].labels == alone.clips()[0].labels
+
+
+def test_captions_from_the_names_of_files(tmp_path):
+    names = ["Slow_piano-03.wav", "x/07 Léon's waltz (live).flac", "123.wav"]
+    for name in names:
+        write(tmp_path / name)
+    found = {clip.id: clip.caption for clip in corpus(tmp_path, caption_from_name=True).clips()}
+    assert found == dict(zip(names, ["Slow piano", "Léon s waltz live", None], strict=True))
+    assert {clip.caption for clip in corpus(tmp_path).clips()} == {None}
+    rows = ["file_name,caption", f"{names[0]},a slow piano", f'"{names[1]}",', f"{names[2]},numbers"]
+    (tmp_path / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
+    found = {clip.id: clip.caption for clip in corpus(tmp_path, caption_from_name=True).clips()}
+    assert found == dict(zip(names, ["a slow piano", "Léon s waltz live", "numbers"], strict=True))
