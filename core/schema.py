@@ -181,6 +181,12 @@ class Eval(Section):
     download; `vggish`, `vggish-google`, `clap`, `clap-music`, `clap-general`, `mert`, `encodec`,
     `encodec-32khz`, `encodec-48khz`, `dac`, `dac-24khz`, `dac-16khz`; or `clap:ID`, `mert:ID`, `w2v2:ID` and
     `codec:ID` with a hub id or a folder, the middle two with a layer: `w2v2:facebook/wav2vec2-base#6`."""
+    classifier: str | None = None
+    """An audio classifier of `transformers`, a hub id or a folder, for scores of its labels (KL divergence,
+    Inception score); null: none."""
+    classifier_label: str | None = None
+    """Label of the clips whose values are names of the classifier's labels, for the share that is given the
+    right one; null: none."""
     reference: Split = "test"
     """Split of real audio that everything is compared with."""
     max_clips: PositiveInt = 256
