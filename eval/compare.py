@@ -31,7 +31,8 @@ from .embedding import EmbeddingInfo, TextEmbedding, load_embedding
 from .find_reference import find_reference
 from .frechet import frechet_distance
 from .gaussian_stats import GaussianStats
-from .measured import BETTER, GROUPS, Score, no_score
+from .measured import GROUPS, Score, no_score, single
+from .metrics import METRICS
 from .reference_stats import ReferenceStats, check_comparable, load_stats, reference_stats, split_halves
 from .significance import ClipFrames, Difference, differences
 from .yardsticks import OF_LABELS, OF_TEXT, OF_TOKENS, InEmbedding, InLabels, InTokens, Yardstick
@@ -152,7 +153,7 @@ class _Job:
 
 def check_metrics(names: Sequence[str]) -> None:
     """Raise `UserError` for a score that does not exist."""
-    known = [*BETTER, *GROUPS, COPIES]
+    known = [*METRICS, *OF_TEXT, *single(OF_LABELS), *single(OF_TOKENS), *GROUPS, COPIES]
     for name in names:
         if name not in known:
             raise UserError(f"there is no score '{name}': there are {', '.join(known)}")

@@ -19,7 +19,7 @@ from .compare_copies import read_start
 from .compare_sets import FLOOR, NOISE, FrameSet
 from .copies.pairs import CopySection
 from .embed_folder import EmbeddedFolder
-from .measured import Score
+from .measured import SHOWN, Score
 from .players import flac
 from .report import Player, data_uri, number, percent
 from .spectrogram import spectrogram_png
@@ -27,27 +27,6 @@ from .spectrogram import spectrogram_png
 TEMPLATE = "compare.html.jinja"
 PLAYER_RATE = 32000
 PLAYER_S = 10
-NAMES = {
-    "fad": "FAD",
-    "fad-inf": "FAD∞",
-    "per-song": "Per clip",
-    "kad": "KAD",
-    "precision": "Precision",
-    "recall": "Recall",
-    "density": "Density",
-    "coverage": "Coverage",
-    "clap-score": "CLAP score",
-    "kl-generated-reference": "KL(generated‖reference)",
-    "kl-reference-generated": "KL(reference‖generated)",
-    "kl-unpaired-generated-reference": "KL of sets, generated‖reference",
-    "kl-unpaired-reference-generated": "KL of sets, reference‖generated",
-    "inception-score": "Inception score",
-    "label-accuracy": "Right label",
-    "token-entropy-gap": "Token entropy gap (bits)",
-    "unigram-distance": "Token distance",
-    "bigram-distance": "Token pair distance",
-}
-"""What the page calls the scores."""
 
 
 @dataclass(frozen=True)
@@ -220,10 +199,7 @@ def summary(compared: Compared) -> str:
         told = ", ".join(f"{name} {number(value)}" for value, name in known)
         floor = next((row.value(score.name) for row in scores.rows if row.name == FLOOR), None)
         real = f"; real recordings among themselves {number(floor)}" if floor is not None else ""
-        return (
-            f"{NAMES.get(score.name, score.name)} in {scores.info.name}: {told}{real}"
-            f" ({score.better} is better)."
-        )
+        return f"{SHOWN[score.name]} in {scores.info.name}: {told}{real} ({score.better} is better)."
     return f"{len(systems)} sets of clips compared with {scores.reference.name}."
 
 
@@ -251,7 +227,7 @@ def render(
         command=command,
         summary=summary(compared),
         result=compared.result,
-        names=NAMES,
+        names=SHOWN,
         player_s=PLAYER_S,
         sections=[
             Section(scores, _columns(scores.rows), charts(scores, item) if item else [])

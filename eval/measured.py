@@ -28,8 +28,38 @@ BETTER: dict[str, Better] = {
     "token-entropy-gap": "lower",
     "unigram-distance": "lower",
     "bigram-distance": "lower",
+    "pitch-accuracy": "higher",
+    "chroma-accuracy": "higher",
+    "memorised-exact": "lower",
+    "memorised-partial": "lower",
 }
 """Every score of a set of clips, and which way it is better."""
+
+SHOWN = {
+    "fad": "FAD",
+    "fad-inf": "FAD∞",
+    "per-song": "Per clip",
+    "kad": "KAD",
+    "precision": "Precision",
+    "recall": "Recall",
+    "density": "Density",
+    "coverage": "Coverage",
+    "clap-score": "CLAP score",
+    "kl-generated-reference": "KL(generated‖reference)",
+    "kl-reference-generated": "KL(reference‖generated)",
+    "kl-unpaired-generated-reference": "KL of sets, generated‖reference",
+    "kl-unpaired-reference-generated": "KL of sets, reference‖generated",
+    "inception-score": "Inception score",
+    "label-accuracy": "Right label",
+    "token-entropy-gap": "Token entropy gap (bits)",
+    "unigram-distance": "Token distance",
+    "bigram-distance": "Token pair distance",
+    "pitch-accuracy": "Right pitch",
+    "chroma-accuracy": "In any octave",
+    "memorised-exact": "Continued exactly",
+    "memorised-partial": "Continued to 80 %",
+}
+"""What pages call them."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "prdc": ("precision", "recall", "density", "coverage"),

@@ -6,14 +6,15 @@ Shapes: C channels, N samples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..core.audio import resample, to_channels
 from ..tokenize.corpus import Label
-from .bootstrap import Interval, share_interval
+from .bootstrap import share_interval
+from .measured import BETTER, Score, no_score
 
+PITCH_SCORES = ("pitch-accuracy", "chroma-accuracy")
 MAX_CLIPS = 48
 """Clips judged in each set; tracking takes about 30 ms for a second of audio."""
 
@@ -24,20 +25,6 @@ LOWEST, HIGHEST = 23, 119  # MIDI: what fits into the window, and below the Nyqu
 RESOLUTION = 0.25  # semitones: half the tolerance, and five times faster than the tracker's default
 MARGIN = 12  # semitones searched below and above the labels, so that an octave error is seen as one
 TOLERANCE = 0.5  # semitones
-
-
-@dataclass(frozen=True)
-class PitchAccuracy:
-    """How many clips have the pitch of their label."""
-
-    accuracy: float
-    """Share of the clips whose median pitch lies within half a semitone of the label."""
-    chroma_accuracy: float
-    """The same with octave errors forgiven."""
-    num_clips: int
-    """Clips judged."""
-    interval: Interval | None = None
-    """Of `accuracy`, for other clips: Wilson's, since all right or all wrong is no certainty."""
 
 
 def has_pitch(labels: Mapping[str, Label]) -> bool:
@@ -71,11 +58,14 @@ def median_pitch(audio: np.ndarray, sample_rate: int, lowest: float, highest: fl
 
 def pitch_accuracy(
     clips: Sequence[np.ndarray], labels: Sequence[Mapping[str, Label]], sample_rate: int
-) -> PitchAccuracy | None:
-    """Compare the pitch of `clips` ([C, N] at `sample_rate` Hz) with their label `pitch` (MIDI).
+) -> list[Score]:
+    """Compare the pitch of `clips` ([C, N] at `sample_rate` Hz) with their label `pitch` (MIDI). Two scores:
+
+    - `pitch-accuracy`: share of the clips whose median pitch lies within half a semitone of the label;
+    - `chroma-accuracy`: the same with octave errors forgiven.
 
     The first `MAX_CLIPS` clips that `has_pitch` allows are judged; a clip without a voiced frame is wrong.
-    None if no clip can be judged.
+    Intervals are Wilson's, since all right or all wrong is no certainty.
     """
     judged = [
         (clip, pitch)
@@ -84,7 +74,7 @@ def pitch_accuracy(
     ]
     judged = judged[:MAX_CLIPS]
     if not judged:
-        return None
+        return [no_score(name, "no clip has a pitch in its labels") for name in PITCH_SCORES]
     lowest = max(LOWEST, min(pitch for _, pitch in judged) - MARGIN)
     highest = min(HIGHEST, max(pitch for _, pitch in judged) + MARGIN)
     exact = chroma = 0
@@ -95,5 +85,13 @@ def pitch_accuracy(
         error = found - pitch
         exact += abs(error) <= TOLERANCE
         chroma += abs(error - 12 * round(error / 12)) <= TOLERANCE
-    interval = share_interval(exact, len(judged))
-    return PitchAccuracy(exact / len(judged), chroma / len(judged), len(judged), interval)
+    return [
+        Score(
+            name=name,
+            value=num_right / len(judged),
+            interval=share_interval(num_right, len(judged)),
+            better=BETTER[name],
+            detail={"clips": float(len(judged))},
+        )
+        for name, num_right in zip(PITCH_SCORES, (exact, chroma), strict=True)
+    ]

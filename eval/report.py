@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ import jinja2
 from markupsafe import Markup
 
 from ..core.files import write_text
+from .bootstrap import Interval
 from .chart import Point, Series, line_chart
+from .measured import SHOWN, Score
 
 if TYPE_CHECKING:  # it imports this module
     from .copies.pairs import CopySection
@@ -41,6 +43,10 @@ class TableRow:
     """Clips whose pitch was judged."""
     highlighted: bool = False
     """The set that the run is about."""
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """Of the scores above, by the name of the score."""
+    others: Sequence[Score] = ()
+    """Further scores, of each set the same ones."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +270,7 @@ def render(data: ReportData) -> str:
         tiles=tiles(data),
         scale=LogScale.around([row.fad for row in data.rows if row.fad is not None]),
         has_pitch=any(row.pitch_accuracy is not None for row in data.rows),
+        shown=SHOWN,
         charts=charts(data.curves),
     )
 

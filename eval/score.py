@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..core.card import fill_scores
@@ -29,14 +28,15 @@ from ..core.schema import Recipe
 from ..core.sections import Split
 from ..tokenize.codec import Codec, load_codec_from_config
 from ..tokenize.corpus import Clip, Corpus
+from ..tokenize.fast_codec import fast
 from ..tokenize.load_corpus import load_corpus
 from . import report
 from .copies.find import CopyScores
 from .copies.of_run import copies_of_run
 from .copies.pairs import CopySection
-from .embedding import Embedding, embed_clips, load_embedding
-from .frechet import MIN_CLIPS, FrechetInfinity, GaussianStats, frechet_distance, frechet_distance_infinity
-from .pitch import PitchAccuracy, pitch_accuracy
+from .embedding import load_embedding
+from .measure_run import NamedSet, RunMeasure
+from .measured import Score
 from .players import listening_rows
 from .sets import ClipSet, Skipped, generated_clips, real_clips, reconstruct, split_clips, white_noise
 
@@ -57,15 +57,20 @@ class ScoreRow:
     name: str
     note: str
     """What the set is and what its score tells."""
-    fad: float | None
-    """Fréchet distance to the reference; null if the set has fewer than two embedding frames."""
-    fad_infinity: FrechetInfinity | None
-    """Null with fewer than `MIN_CLIPS` clips."""
     num_clips: int
     num_frames: int
     """Embedding frames of all clips."""
-    pitch: PitchAccuracy | None
-    """Null where labels name no pitch."""
+    scores: list[Score]
+    """Those that the run has the material for: of each set the same, without a value where there is none."""
+
+    def score(self, name: str) -> Score | None:
+        """The score called `name`, if it was measured and has a value."""
+        return next((one for one in self.scores if one.name == name and one.value is not None), None)
+
+    def value(self, name: str) -> float | None:
+        """Its value."""
+        found = self.score(name)
+        return None if found is None else found.value
 
 
 @dataclass(frozen=True)
@@ -104,23 +109,14 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class NamedSet:
-    """A set to be scored."""
-
-    name: str
-    note: str
-    clips: ClipSet
-    has_pitch: bool = True
-    """Whether the labels say what should be heard."""
-
-
-@dataclass(frozen=True)
 class Sets:
     """All audio of one evaluation, at the codec's sample rate."""
 
     reference: ClipSet
     scored: list[NamedSet]
-    sample_rate: int
+    codec: Codec
+    captions: dict[str, str]
+    """Of real clips, by their ids."""
     skipped: list[Skipped]
     warnings: list[str]
 
@@ -199,10 +195,11 @@ def load_sets(recipe: Recipe) -> Sets:
     skipped: list[Skipped] = []
     warnings: list[str] = []
     assert recipe.codec is not None, "a recipe without a codec has no stage that generates"
-    codec = load_codec_from_config(recipe.codec, best_device())
+    codec = fast(load_codec_from_config(recipe.codec, best_device()))
+    corpus = load_corpus(recipe.data)
     generated = _load_generated(recipe, codec, skipped)
     # The distance of a set depends on its size, so the other sets are made as large as the generated one.
-    real = _load_real(recipe, load_corpus(recipe.data), codec, generated[GENERATED], skipped)
+    real = _load_real(recipe, corpus, codec, generated[GENERATED], skipped)
     paired = real.reference.first(len(generated[GENERATED]))
     scored = []
     if len(real.other):
@@ -220,18 +217,29 @@ def load_sets(recipe: Recipe) -> Sets:
     prompted = (
         f" The first {prompt_s:g} s of each clip are real audio, which it continues." if prompt_s else ""
     )
-    scored.append(NamedSet(GENERATED, f"What the trained model made.{prompted}", generated[GENERATED]))
+    scored.append(
+        NamedSet(
+            GENERATED,
+            f"What the trained model made.{prompted}",
+            generated[GENERATED],
+            is_generated=True,
+        )
+    )
     if generated.get(UNTRAINED):
         scored.append(
             NamedSet(
                 UNTRAINED,
                 f"The same model with random weights: what training has to improve on.{prompted}",
                 generated[UNTRAINED],
+                is_generated=True,
             )
         )
     scored.append(
         NamedSet(
-            NOISE, "Gaussian noise as loud as the reference.", white_noise(paired, recipe.eval.seed), False
+            NOISE,
+            "Gaussian noise as loud as the reference.",
+            white_noise(paired, recipe.eval.seed),
+            is_labelled=False,
         )
     )
     for name in generated:
@@ -239,25 +247,13 @@ def load_sets(recipe: Recipe) -> Sets:
         if lost:
             clips = f"{lost} clip{'s' if lost != 1 else ''}"
             warnings.append(f"{clips} of the set '{name}' could not be read and are missing from its scores.")
-    return Sets(real.reference, scored, codec.sample_rate, skipped, warnings)
+    captions = {clip.id: clip.caption for clip in corpus.clips() if clip.caption}
+    return Sets(real.reference, scored, codec, captions, skipped, warnings)
 
 
-def _score_set(
-    item: NamedSet, reference: GaussianStats, embedding: Embedding, sample_rate: int, seed: int
-) -> ScoreRow:
-    clips = embed_clips(embedding, item.clips.audio, sample_rate)
-    stats = GaussianStats.from_embeddings(np.concatenate(clips))
-    return ScoreRow(
-        name=item.name,
-        note=item.note,
-        fad=frechet_distance(stats, reference) if stats.num >= 2 else None,
-        fad_infinity=(
-            frechet_distance_infinity(reference, clips, seed=seed) if len(clips) >= MIN_CLIPS else None
-        ),
-        num_clips=len(clips),
-        num_frames=stats.num,
-        pitch=pitch_accuracy(item.clips.audio, item.clips.labels, sample_rate) if item.has_pitch else None,
-    )
+def _score_set(item: NamedSet, run: RunMeasure) -> ScoreRow:
+    scores, num_frames = run.scores(item)
+    return ScoreRow(item.name, item.note, len(item.clips), num_frames, scores)
 
 
 def score_sets(recipe: Recipe, sets: Sets) -> Scores:
@@ -265,17 +261,14 @@ def score_sets(recipe: Recipe, sets: Sets) -> Scores:
     settings = recipe.eval
     embedding = load_embedding(settings.embedding)
     width = embedding.info.width
-    frames = embed_clips(embedding, sets.reference.audio, sets.sample_rate)
-    reference = GaussianStats.from_embeddings(np.concatenate(frames))
+    run = RunMeasure(recipe, embedding, sets.codec, sets.reference, sets.captions)
+    reference = run.stats
     if reference.num < 2:
         raise UserError(
             f"the reference has {reference.num} embedding frames and a covariance needs 2:"
             f" the clips of the split '{settings.reference}' are too few and too short to compare with"
         )
-    rows = [
-        _score_set(item, reference, embedding, sets.sample_rate, settings.seed)
-        for item in track(sets.scored, "score")
-    ]
+    rows = [_score_set(item, run) for item in track(sets.scored, "score")]
     warnings = list(sets.warnings)
     for name, num_frames in [("reference", reference.num), *((row.name, row.num_frames) for row in rows)]:
         if num_frames < 2 * width:
@@ -300,18 +293,27 @@ def score(recipe: Recipe) -> Scores:
     return score_sets(recipe, load_sets(recipe))
 
 
+IN_TABLE = ("fad", "fad-inf", "pitch-accuracy", "chroma-accuracy")
+"""Scores that have columns of their own in the report; the others have a table."""
+
+
 def _table_row(row: ScoreRow) -> report.TableRow:
+    pitch = row.score("pitch-accuracy")
+    judged = pitch.detail.get("clips") if pitch is not None else None
+    intervals = {name: score.interval for name in IN_TABLE if (score := row.score(name)) is not None}
     return report.TableRow(
         name=row.name,
         note=row.note,
         num_clips=row.num_clips,
         num_frames=row.num_frames,
-        fad=row.fad,
-        fad_infinity=row.fad_infinity.value if row.fad_infinity else None,
-        pitch_accuracy=row.pitch.accuracy if row.pitch else None,
-        chroma_accuracy=row.pitch.chroma_accuracy if row.pitch else None,
-        num_pitched=row.pitch.num_clips if row.pitch else 0,
+        fad=row.value("fad"),
+        fad_infinity=row.value("fad-inf"),
+        pitch_accuracy=row.value("pitch-accuracy"),
+        chroma_accuracy=row.value("chroma-accuracy"),
+        num_pitched=int(judged) if isinstance(judged, float) else 0,
         highlighted=row.name == GENERATED,
+        intervals={name: interval for name, interval in intervals.items() if interval is not None},
+        others=[score for score in row.scores if score.name not in IN_TABLE],
     )
 
 
@@ -344,7 +346,7 @@ def report_data(
             reconstructed=sets.named(RECONSTRUCTED),
             generated=sets.named(GENERATED),
             untrained=sets.named(UNTRAINED) if sets.has(UNTRAINED) else None,
-            sample_rate=sets.sample_rate,
+            sample_rate=sets.codec.sample_rate,
             num_rows=recipe.eval.num_players,
         ),
         rejected=[

@@ -46,6 +46,8 @@ class ClipSet:
     """Clip ids of real audio, file names of generated audio."""
     sources: list[str | None] = field(default_factory=list)
     """Of generated audio: the id of the real clip that lent its labels."""
+    folder: Path | None = None
+    """Of generated audio: where the files are."""
 
     def __len__(self) -> int:
         return len(self.audio)
@@ -62,7 +64,11 @@ class ClipSet:
     def first(self, num_clips: int) -> ClipSet:
         """The first `num_clips` clips, or all."""
         return ClipSet(
-            self.audio[:num_clips], self.labels[:num_clips], self.names[:num_clips], self.sources[:num_clips]
+            self.audio[:num_clips],
+            self.labels[:num_clips],
+            self.names[:num_clips],
+            self.sources[:num_clips],
+            self.folder,
         )
 
     def with_audio(self, audio: list[np.ndarray]) -> ClipSet:
@@ -152,7 +158,7 @@ def generated_clips(
     folder: Path, codec: Codec, *, set_name: str, max_clips: int, skipped: list[Skipped]
 ) -> ClipSet:
     """The first `max_clips` of the files that `folder/samples.jsonl` lists; bad ones go to `skipped`."""
-    result = ClipSet()
+    result = ClipSet(folder=folder)
     for row in read_jsonl(folder / "samples.jsonl")[:max_clips]:
         try:
             audio = _read_sample(folder / row["file"], codec)

@@ -5,7 +5,8 @@ examples are chosen at random, the model is prompted with the beginning of each 
 continues for 5 s, always with the likeliest token. Of the first codebook are reported the share of examples
 whose continuation equals the original in all tokens, and in at least 80 % of them.
 
-The model is a function given by the caller, so any model over tokens can be asked.
+`memorisation_of_run` looks at the samples that a run has generated from prompts; `prompted_memorisation` asks
+any model, as a function.
 
 Shapes: B clips, K codebooks, T frames.
 """
@@ -19,7 +20,10 @@ import numpy as np
 
 from ...core.errors import UserError
 from ...core.progress import track
-from ...tokenize.store import TokenSplit
+from ...core.schema import Generate
+from ...tokenize.store import TokenSplit, TokenStore
+from ..bootstrap import share_interval
+from ..measured import BETTER, Detail, Score, no_score
 from .token_index import PARTIAL_SHARE
 
 CONTINUATION_S = 5.0
@@ -99,3 +103,47 @@ def prompted_memorisation(
         prompt_frames=prompt,
         continuation_frames=added,
     )
+
+
+MEMORISATION_SCORES = ("memorised-exact", "memorised-partial")
+
+
+def memorisation_of_run(
+    codes: Sequence[np.ndarray], sources: Sequence[str | None], store: TokenStore, config: Generate
+) -> list[Score]:
+    """Two scores of clips that continue the beginnings of stored clips: `memorised-exact` and `-partial`.
+
+    Args:
+        codes: the codes [K, T_i] of generated clips, the prompt's included.
+        sources: the id of the stored clip whose beginning is each one's prompt.
+        store: the tokens of the run.
+        config: how the clips were generated; prompts are the first `prompt_s` of clips of `labels_from`.
+
+    At most `CONTINUATION_S` after the prompt are compared, fewer where either clip ends sooner. The
+    experiment is one on training clips (`labels_from: train`) with the likeliest tokens (`temperature: 0`);
+    for others, a note says how they were made. Intervals are Wilson's.
+    """
+    split = store.split(config.labels_from)
+    place = {str(id): index for index, id in enumerate(split.column("id"))}
+    prompt, added = (round(s * store.info.frame_rate) for s in (config.prompt_s, CONTINUATION_S))
+    shares = []
+    for clip, source in zip(codes, sources, strict=True):
+        if source in place:
+            original = split.codes(place[source], prompt, added)[0]
+            continued = clip[0, prompt:][: len(original)]
+            if len(continued):
+                shares.append(float((continued == original[: len(continued)]).mean()))
+    if not shares:
+        return [no_score(name, "no clip goes on after its prompt") for name in MEMORISATION_SCORES]
+    note = f"prompts from the split '{config.labels_from}', temperature {config.temperature:g}"
+    found = []
+    for name, least in zip(MEMORISATION_SCORES, (1.0, PARTIAL_SHARE), strict=True):
+        num_known = sum(share >= least for share in shares)
+        detail: dict[str, Detail] = {
+            "clips": float(len(shares)),
+            "shares": shares,
+            "mean share": float(np.mean(shares)),
+        }
+        interval = share_interval(num_known, len(shares))
+        found.append(Score(name, num_known / len(shares), interval, BETTER[name], detail, note))
+    return found

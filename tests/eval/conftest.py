@@ -16,6 +16,9 @@ class CoarseCodec:
     sample_rate = 16000
     channels = 1
     hop_length = 320
+    frame_rate = 50.0
+    num_codebooks = 1
+    codebook_size = 256
     device = torch.device("cpu")
 
     def encode(self, audio: torch.Tensor) -> torch.Tensor:

@@ -29,11 +29,13 @@ def test_silence_has_no_pitch():
 def test_counts_right_wrong_and_octave_errors():
     clips = [note(60), note(64), note(52), note(61), np.zeros((1, 8000), np.float32)]
     labels = [{"pitch": pitch} for pitch in (60, 64, 64, 64, 64)]
-    accuracy = pitch_accuracy(clips, labels, SAMPLE_RATE)
-    assert accuracy is not None
-    assert accuracy.num_clips == 5
-    assert accuracy.accuracy == pytest.approx(2 / 5)
-    assert accuracy.chroma_accuracy == pytest.approx(3 / 5)  # 52 is E like 64
+    exact, chroma = pitch_accuracy(clips, labels, SAMPLE_RATE)
+    assert (exact.name, chroma.name) == ("pitch-accuracy", "chroma-accuracy")
+    assert exact.detail["clips"] == 5
+    assert exact.value == pytest.approx(2 / 5)
+    assert chroma.value == pytest.approx(3 / 5)  # 52 is E like 64
+    assert exact.interval is not None
+    assert exact.interval.low < 2 / 5 < exact.interval.high
 
 
 def test_only_notes_are_judged():
@@ -42,16 +44,15 @@ def test_only_notes_are_judged():
     assert not has_pitch({"pitch": 60, "form": "chord"})
     assert not has_pitch({"pitch": 9})
     assert not has_pitch({"family": "keys"})
-    assert pitch_accuracy([note(60)], [{"pitch": 60, "form": "chord"}], SAMPLE_RATE) is None
+    unjudged = pitch_accuracy([note(60)], [{"pitch": 60, "form": "chord"}], SAMPLE_RATE)
+    assert [score.value for score in unjudged] == [None, None]
     labels = [{"pitch": 60, "form": "note"}, {"pitch": 70, "form": "phrase"}]
-    accuracy = pitch_accuracy([note(60), note(60)], labels, SAMPLE_RATE)
-    assert accuracy is not None
-    assert (accuracy.accuracy, accuracy.num_clips) == (1.0, 1)
+    exact, _ = pitch_accuracy([note(60), note(60)], labels, SAMPLE_RATE)
+    assert (exact.value, exact.detail["clips"]) == (1.0, 1)
 
 
 def test_judges_at_most_so_many_clips(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tokkata.eval.pitch.median_pitch", lambda *_: 60.0)
     num_clips = MAX_CLIPS + 5
-    accuracy = pitch_accuracy([note(60)] * num_clips, [{"pitch": 60}] * num_clips, SAMPLE_RATE)
-    assert accuracy is not None
-    assert accuracy.num_clips == MAX_CLIPS
+    exact, _ = pitch_accuracy([note(60)] * num_clips, [{"pitch": 60}] * num_clips, SAMPLE_RATE)
+    assert exact.detail["clips"] == MAX_CLIPS

@@ -1,15 +1,21 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
 from tokkata.core.audio import write_wav
 from tokkata.core.errors import UserError
 from tokkata.core.schema import Recipe
 from tokkata.eval import score as module
+from tokkata.eval.measure_run import CODES
 from tokkata.eval.score import FLOOR, GENERATED, NOISE, RECONSTRUCTED, UNTRAINED, Scores, evaluate, score
+from tokkata.tests.eval.made_classifier import save_classifier
+from tokkata.tests.made_networks import save_clap
 from tokkata.tokenize.corpus import read_clip
 from tokkata.tokenize.load_corpus import load_corpus
 
@@ -19,6 +25,7 @@ DURATION_S = 0.4
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch: pytest.MonkeyPatch, coarse_codec: object, quick_embedding: object) -> None:
     monkeypatch.setattr(module, "load_codec_from_config", lambda *_: coarse_codec)
+    monkeypatch.setattr(module, "fast", lambda codec: codec)
     monkeypatch.setattr("tokkata.eval.pitch.MAX_CLIPS", 3)
 
 
@@ -63,13 +70,16 @@ def test_the_rows_and_their_order(tmp_path: Path):
     scores = score(recipe)
     assert [row.name for row in scores.rows] == [FLOOR, RECONSTRUCTED, GENERATED, UNTRAINED, NOISE]
     rows = by_name(scores)
-    assert rows[FLOOR].fad < rows[UNTRAINED].fad
-    assert rows[GENERATED].fad < rows[UNTRAINED].fad
-    assert rows[GENERATED].fad < rows[NOISE].fad
+    for better, worse in ((FLOOR, UNTRAINED), (GENERATED, UNTRAINED), (GENERATED, NOISE)):
+        assert rows[better].value("fad") < rows[worse].value("fad")
     assert {row.num_clips for row in scores.rows} == {10}
-    assert rows[GENERATED].pitch.accuracy == 1.0
-    assert rows[UNTRAINED].pitch.accuracy < 0.5
-    assert rows[NOISE].pitch is None
+    assert rows[GENERATED].value("pitch-accuracy") == 1.0
+    assert rows[UNTRAINED].value("pitch-accuracy") < 0.5
+    assert rows[NOISE].value("pitch-accuracy") is None
+    assert rows[GENERATED].value("unigram-distance") < rows[NOISE].value("unigram-distance")
+    assert len({tuple(one.name for one in row.scores) for row in scores.rows}) == 1
+    for one in rows[GENERATED].scores:
+        assert one.interval.low <= one.value <= one.interval.high, one.name
     assert "split 'valid'" in rows[FLOOR].note
     assert scores.skipped == []
 
@@ -85,7 +95,7 @@ def test_real_clips_as_generated_reach_the_floor(tmp_path: Path):
     recipe = recipe_in(tmp_path)
     write_samples(recipe, split="test")
     rows = by_name(score(recipe))
-    assert rows[GENERATED].fad < rows[FLOOR].fad
+    assert rows[GENERATED].value("fad") < rows[FLOOR].value("fad")
 
 
 def test_clips_that_lent_their_labels_are_reconstructed_first(tmp_path: Path):
@@ -112,9 +122,10 @@ def test_without_a_second_split_the_reference_is_halved(tmp_path: Path):
     assert "half of the split 'test'" in rows[FLOOR].note
     assert UNTRAINED not in rows
     # One clip cannot be extrapolated, and nothing there says what pitch it should have.
-    assert rows[GENERATED].fad_infinity is None
-    assert rows[GENERATED].pitch is None
-    assert math.isfinite(rows[GENERATED].fad)
+    assert rows[GENERATED].value("fad-inf") is None
+    assert rows[GENERATED].score("pitch-accuracy") is None
+    assert rows[GENERATED].value("unigram-distance") is None
+    assert math.isfinite(rows[GENERATED].value("fad"))
 
 
 def test_no_test_split_is_the_users_to_mend(tmp_path: Path):
@@ -165,8 +176,10 @@ def test_the_stage_writes_scores_and_report(tmp_path: Path):
     written = json.loads((recipe.folder / "eval" / "scores.json").read_text())
     assert [row["name"] for row in written["rows"]] == [FLOOR, RECONSTRUCTED, GENERATED, UNTRAINED, NOISE]
     for row in written["rows"]:
-        assert row["fad"] >= 0.0
-        assert len(row["fad_infinity"]["sizes"]) == len(row["fad_infinity"]["distances"])
+        by_score = {score["name"]: score for score in row["scores"]}
+        assert by_score["fad"]["value"] >= 0.0
+        detail = by_score["fad-inf"]["detail"]
+        assert len(detail["sizes"]) == len(detail["distances"])
     assert written["embedding"] == {
         "name": "spectrum", "width": 8, "sample_rate": 16000, "resampler": "soxr HQ"
     }  # fmt: skip
@@ -176,3 +189,73 @@ def test_the_stage_writes_scores_and_report(tmp_path: Path):
     assert page.count("<audio") == 2 * 4
     assert "bad.wav" in page
     assert "kind: synth" in page
+    assert "Token pair distance" in page
+
+
+def test_a_classifier_and_captions_are_used_where_there_are_any(tmp_path: Path):
+    audio, networks = tmp_path / "audio", tmp_path / "networks"
+    save_classifier(networks / "classifier", rate=16000)
+    save_clap(networks / "clap")
+    rows = ["file_name,caption,instrument,split"]
+    for index in range(24):
+        time = np.arange(6400) / 16000
+        write_wav(audio / f"{index}.wav", 0.3 * np.sin(2 * np.pi * 50 * (index + 4) * time)[None], 16000)
+        split = ("train", "valid", "test")[index % 3]
+        rows.append(f"{index}.wav,a slow piano,{('organ', 'bass')[index % 2]},{split}")
+    (audio / "metadata.csv").write_text("\n".join(rows) + "\n")
+    settings = {
+        "copies": False,
+        "embedding": f"clap:{networks / 'clap'}",
+        "classifier": str(networks / "classifier"),
+        "classifier_label": "instrument",
+    }
+    recipe = recipe_in(tmp_path, data={"kind": "folder", "root": audio}, eval=settings)
+    write_samples(recipe, split="test")
+    rows = by_name(score(recipe))
+    # The generated clips are those of the reference themselves, each made after its namesake.
+    assert rows[GENERATED].value("kl-generated-reference") == pytest.approx(0.0, abs=1e-6)
+    assert rows[NOISE].value("kl-generated-reference") > 0.0
+    assert rows[FLOOR].value("kl-generated-reference") is None
+    assert rows[FLOOR].value("kl-unpaired-generated-reference") is not None
+    assert rows[GENERATED].score("label-accuracy").detail["clips"] == 8
+    assert rows[NOISE].value("label-accuracy") is None
+    assert len(rows[GENERATED].score("clap-score").detail["values"]) == 8
+    assert rows[NOISE].score("clap-score") is None
+
+
+def test_continued_training_clips_are_compared_with_what_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coarse_codec: object
+):
+    generate = {"duration_s": DURATION_S, "prompt_s": 0.1, "labels_from": "train", "temperature": 0.0}
+    recipe = recipe_in(tmp_path, generate=generate)
+    write_samples(recipe)
+    clips = [clip for clip in load_corpus(recipe.data).clips() if clip.split == "train"]
+    audio = [torch.from_numpy(read_clip(load_corpus(recipe.data), clip, 16000, 1).samples) for clip in clips]
+    codes = [coarse_codec.encode(samples[None])[0].numpy() for samples in audio]
+
+    class Store:
+        info = SimpleNamespace(frame_rate=50.0)
+
+        def __init__(self, folder: Path) -> None:
+            assert folder == recipe.folder / "tokens"
+
+        def split(self, name: str) -> SimpleNamespace:
+            assert name == "train"
+            return SimpleNamespace(
+                column=lambda _: [clip.id for clip in clips],
+                codes=lambda clip, start, num: codes[clip][:, start : start + num],
+            )
+
+    monkeypatch.setattr("tokkata.eval.measure_run.TokenStore", Store)
+    rows = by_name(score(recipe))
+    found = rows[GENERATED].score("memorised-exact")
+    assert found.value > 0.9
+    assert found.note == "prompts from the split 'train', temperature 0"
+    assert found.detail["clips"] == 10
+    assert rows[UNTRAINED].value("memorised-exact") < 0.5
+    assert rows[FLOOR].score("memorised-exact") is None
+    # Tokens that were kept count, not those of the audio: here all are wrong from the fifth frame on.
+    kept = [np.where(np.arange(20) < 5, part[:, :20], 255).astype(np.int32) for part in codes]
+    named = {f"{index:05d}.wav": part for index, part in enumerate(kept)}
+    save_file(named, recipe.folder / "samples" / CODES)
+    assert by_name(score(recipe))[GENERATED].value("memorised-partial") == 0.0
