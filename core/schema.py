@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from .schema_codecs import Codec
 from .schema_corpora import Corpus
 from .schema_features import Features
-from .schema_models import DacModel, Model, TransformerModel
+from .schema_models import DacModel, LanguageModelSection, Model, TransformerModel
 from .sections import (
     NOT_BOOL,
     OPERATIONAL,
@@ -47,11 +47,15 @@ class Train(Section):
     steps: PositiveInt
     """Optimizer steps in all."""
     batch_size: PositiveInt = 16
-    """Clips in one optimizer step, over all processes and accumulated micro-batches together."""
+    """Clips, or rows of clips, in one optimizer step, over all processes and accumulated micro-batches
+    together."""
     grad_accumulation: PositiveInt = 1
     """Micro-batches that each process splits its share of a batch into."""
     crop_s: PositiveFloat = 2.0
     """Length of the training crops in seconds."""
+    pack: bool = False
+    """Of a transformer: lay clips shorter than a crop one after another in rows as long as a crop, where they
+    do not see each other, instead of padding each."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
@@ -228,12 +232,30 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_codec(self) -> Self:
-        if self.model.kind == "transformer" and self.codec is None:
+        if isinstance(self.model, LanguageModelSection) and self.codec is None:
+            example = "mulaw" if self.model.kind in ("wavenet", "samplernn") else "pocket"
             raise ValueError(
-                "a transformer is trained on tokens: add a section 'codec', such as 'kind: pocket'"
+                f"a {self.model.kind} is trained on tokens: add a section 'codec', such as 'kind: {example}'"
             )
         if self.model.kind == "dac" and self.codec is not None:
             raise ValueError("model 'dac' is a codec and is trained on audio: remove the section 'codec'")
+        return self
+
+    @model_validator(mode="after")
+    def _check_packing(self) -> Self:
+        if not self.train.pack:
+            return self
+        why = "train.pack lays several clips in one row, which"
+        if not isinstance(self.model, TransformerModel):
+            raise ValueError(f"{why} a model of kind '{self.model.kind}' cannot tell apart: turn it off")
+        if self.model.pattern == "coarse_first":
+            raise ValueError(f"{why} the pattern 'coarse_first' would mix: turn it off, or choose another")
+        other = next((condition for condition in self.model.conditions if condition.fuse != "sum"), None)
+        if other is not None:
+            raise ValueError(
+                f"{why} have no place each for the condition '{other.name}' to enter by '{other.fuse}':"
+                " turn it off, or choose 'fuse: sum'"
+            )
         return self
 
     @property

@@ -120,6 +120,9 @@ def test_a_recipe_does_not_change_after_loading(recipe_file):
 # --- one sentence for each fault
 
 
+MODELS = "'transformer', 'wavenet', 'samplernn', 'rnn', 'causal_conv' or 'dac'"
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
@@ -158,7 +161,7 @@ def test_a_recipe_does_not_change_after_loading(recipe_file):
             "'codec.kind' cannot be 'mp3': 'pocket', 'encodec', 'dac', 'encodec_original', 'dac_original',"
             " 'mimi', 'xcodec', 'oobleck', 'mulaw' or 'linear' is expected",
         ),
-        ("model={dim: 3}", "'model.kind' is missing: 'transformer' or 'dac' is expected"),
+        ("model={dim: 3}", f"'model.kind' is missing: {MODELS} is expected"),
         ("data.forms=[]", "'data.forms' cannot be []: a list of 1 or more is expected"),
         ("data.forms=[note, chords]", "'data.forms.1' cannot be 'chords', did you mean 'chord'?"),
         ("data={kind: folder}", "'data.root' is missing"),
@@ -180,7 +183,7 @@ def test_a_recipe_does_not_change_after_loading(recipe_file):
             "model: dim 30 must be a multiple of 2 * num_heads = 4 (heads need an even width)",
         ),
         ("codec=", "a transformer is trained on tokens: add a section 'codec', such as 'kind: pocket'"),
-        ("model.kind=7", "'model.kind' cannot be '7': 'transformer' or 'dac' is expected"),
+        ("model.kind=7", f"'model.kind' cannot be '7': {MODELS} is expected"),
     ],
 )
 def test_faults(recipe_file, override, sentence):
@@ -227,7 +230,7 @@ def test_each_of_several_faults_gets_a_line(recipe_file):
     assert faults(recipe_file, *overrides) == [
         "'data.root' is missing",
         "unknown key 'data.num_clips': known here are kind, labels, caption, group_by, valid_fraction,"
-        " test_fraction, root, label_from_parent, metadata, allow_unlisted",
+        " test_fraction, root, label_from_parent, metadata, caption_from_name, allow_unlisted",
         "'train.lr' cannot be 'fast': a number is expected",
         "unknown key 'train.warmup', did you mean 'train.warmup_steps'?",
         "unknown key 'modle', did you mean 'model'?",

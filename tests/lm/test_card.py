@@ -10,9 +10,9 @@ import yaml
 from tokkata.core.card import fill_scores
 from tokkata.core.recipe import dump_recipe
 from tokkata.lm.batches import conditions_of
+from tokkata.lm.build import transformer_config
 from tokkata.lm.card import write_card
 from tokkata.lm.conditions import Condition, Conditions
-from tokkata.lm.train import transformer_config
 from tokkata.lm.transformer import TransformerLM
 from tokkata.tests.lm.tiny_lm import tiny
 from tokkata.tokenize.origin import Origin, write_origins
