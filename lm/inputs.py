@@ -57,6 +57,8 @@ class Told:
         found = self._words(config.conditions, num_clips)
         for kind, value in self._encoded():
             condition, info = _feature(config.conditions, kind)
+            if isinstance(value, Path):
+                _check_there(value, kind)
             encoder = load_feature_from_info(info, device)
             if isinstance(encoder, TextEncoder):
                 assert isinstance(value, tuple)
@@ -160,9 +162,13 @@ def _encode_recording(encoder: TextEncoder | AudioEncoder, path: Path, kind: str
     return encoded if rate is None else encoded[: max(1, round(heard_s * rate))]
 
 
-def _load(path: Path, sample_rate: int, channels: int, what: str) -> np.ndarray:
+def _check_there(path: Path, what: str) -> None:
     if not path.is_file():
         raise UserError(f"--{what}: there is no file {path}")
+
+
+def _load(path: Path, sample_rate: int, channels: int, what: str) -> np.ndarray:
+    _check_there(path, what)
     try:
         return load_audio(path, sample_rate, channels)
     except AudioError as error:
