@@ -10,8 +10,8 @@ from typing import Any
 from ..core.errors import UserError
 from ..core.files import read_jsonl
 from ..tokenize.corpora.metadata import METADATA_FILES, read_metadata
+from .folder_audio import SAMPLES
 
-SAMPLES = "samples.jsonl"
 CAPTIONS = ("caption", "text")  # in this order
 
 

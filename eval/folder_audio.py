@@ -18,12 +18,16 @@ from ..core.audio import AUDIO_SUFFIXES, Samples
 from ..core.audio_file import AudioReader, open_source
 from ..core.audio_stream import AudioStream, open_audio
 from ..core.errors import UserError
+from ..core.files import read_jsonl
 
 PIECE_S = 30
 """Seconds; longer files are embedded in pieces of this length, so that memory does not grow with theirs."""
 
 READING = f"all channels averaged, peak of at most 1, resampled with soxr HQ, in pieces of {PIECE_S} s"
 """What is done to every file before an embedding's own preprocessing; part of every cache key."""
+
+SAMPLES = "samples.jsonl"
+"""What the stage `generate` writes beside its clips: a line a clip."""
 
 MAX_HELD_FRAMES = 1 << 21
 """Files of at most so many frames (44 s at 48 kHz) are decoded once and held; longer ones, twice."""
@@ -49,8 +53,9 @@ class Head:
 def find_audio(folder: Path) -> list[AudioFile]:
     """The wav, flac, ogg and mp3 files in `folder` and the folders in it, sorted by name.
 
-    Names that start with a dot are left out, and links to folders are not followed. Raises `UserError` if
-    there is no such folder, or no audio file in it.
+    Names that start with a dot are left out, and links to folders are not followed. Of a run's `samples/` it
+    is the files that samples.jsonl lists: the baseline in the folder `untrained` is another set. Raises
+    `UserError` if there is no such folder, or no audio file in it.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give a folder of audio files")
@@ -61,6 +66,9 @@ def find_audio(folder: Path) -> list[AudioFile]:
             if not name.startswith(".") and name.lower().endswith(AUDIO_SUFFIXES):
                 path = Path(parent, name)
                 found.append(AudioFile(path.relative_to(folder).as_posix(), path))
+    if (folder / SAMPLES).is_file():
+        listed = {row.get("file") for row in read_jsonl(folder / SAMPLES)}
+        found = [file for file in found if file.name in listed]
     if not found:
         raise UserError(f"{folder} has no audio files ({', '.join(AUDIO_SUFFIXES)})")
     return sorted(found, key=lambda file: file.name)

@@ -65,3 +65,13 @@ def test_silence_is_read_and_damage_is_not(tmp_path: Path):
     (tmp_path / "bad.wav").write_bytes(b"RIFF1234")
     with pytest.raises(AudioError):
         pieces_of(tmp_path / "bad.wav")
+
+
+def test_of_a_runs_samples_the_listed_ones(tmp_path: Path):
+    for name in ("0.wav", "1.wav", "untrained/0.wav"):
+        write_wav(tmp_path / name, np.full((1, 1000), 0.1, np.float32), 16000)
+    assert [file.name for file in find_audio(tmp_path)] == ["0.wav", "1.wav", "untrained/0.wav"]
+    (tmp_path / "samples.jsonl").write_text(
+        '{"file": "0.wav", "labels": {}}\n{"file": "1.wav", "labels": {}}\n'
+    )
+    assert [file.name for file in find_audio(tmp_path)] == ["0.wav", "1.wav"]
