@@ -14,6 +14,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+from ..core.errors import UserError
 from ..core.loop import Batch, step_seed
 from ..core.packed_sampler import PackedSampler
 from ..core.sampler import ConsecutiveSampler, CropSampler
@@ -211,14 +212,27 @@ class ChunkFeed(Feed):
 
 
 def make_feed(lm: LanguageModel, source: Source, config: Train, num_frames: int) -> Feed:
-    """What `lm` is trained on."""
+    """What `lm` is trained on; raises `UserError` if its clips are to be packed and cannot be."""
     if isinstance(lm, SampleRNN):
         return ChunkFeed(source, config, num_frames, lm)
     if config.pack:
+        _check_packing(lm)
         return PackedFeed(source, config, num_frames, lm.pattern.gap)
     context = lm.config.context_frames if isinstance(lm, StepModel) else None
     multiple = _frames_per_state(lm) if isinstance(lm, StepModel) else 1
     return CropFeed(source, config, num_frames, context or 0, multiple)
+
+
+def _check_packing(lm: LanguageModel) -> None:
+    """As the recipe's own check, for a model that begins from another and has inherited what decides it."""
+    other = next((condition for condition in lm.config.conditions if condition.fuse != "sum"), None)
+    if other is not None:
+        raise UserError(
+            f"train.pack: clips that share a row have no place each for the condition '{other.name}' to enter"
+            f" by '{other.fuse}', as this model has it: turn it off"
+        )
+    if not lm.pattern.packs:
+        raise UserError(f"train.pack: clips cannot share a row under the model's {lm.pattern}: turn it off")
 
 
 def _frames_per_state(lm: LanguageModel) -> int:

@@ -65,8 +65,11 @@ def _width(condition: Condition) -> int:
 def flops_per_token(lm: LanguageModel, batches: TokenBatches) -> float | None:
     """The mean over all that `batches` are cropped from, for one of the K tokens of a frame.
 
-    None where nobody has counted the operations of this family. Padding is work that nobody asked for.
+    None where nobody has counted the operations: of other families, and where some weights are not trained.
+    Padding is work that nobody asked for.
     """
+    if not all(parameter.requires_grad for parameter in lm.parameters()):
+        return None
     crop = batches.num_frames
     lengths = batches.split.num_frames
     frames, which = np.unique(np.minimum(lengths, crop), return_inverse=True)

@@ -14,8 +14,12 @@ from safetensors.torch import load_file
 
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
+from tokkata.core.schema import Train
 from tokkata.lm import train as module
+from tokkata.lm.conditions import Conditions
+from tokkata.lm.feeding import Source, make_feed
 from tokkata.lm.train import train_lm
+from tokkata.tests.lm.tiny_lm import EVERYTHING, tiny
 
 CROP_S = 0.44  # 22 frames of clips of 5 to 14
 LABELS = {"conditions": ["pitch", "player"], "condition_dropout": 0.5}
@@ -188,3 +192,15 @@ def test_what_cannot_be_packed_is_told_before_anything_starts(lm_recipe, model, 
     assert lm_recipe(model=model).train.pack is False
     with pytest.raises(UserError, match=message):
         lm_recipe(model=model, train={"pack": True})
+
+
+def test_a_model_that_inherits_what_cannot_be_packed_is_told(lm_recipe, write_tokens):
+    store = write_tokens(lm_recipe(), train=2)
+
+    def feed(lm):
+        return make_feed(lm, Source(store, Conditions(), 0.0), Train(steps=1, pack=True), 22)
+
+    with pytest.raises(UserError, match=r"train\.pack: .* the condition 'form' to enter by 'prepend'"):
+        feed(tiny(EVERYTHING))
+    with pytest.raises(UserError, match=r"train\.pack: clips cannot share a row under the model's Coarse"):
+        feed(tiny(pattern="coarse_first"))
