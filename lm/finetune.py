@@ -123,40 +123,46 @@ def _wanted(condition: Condition) -> str:
 
 @torch.no_grad()
 def with_weights_of(source: TransformerLM, config: TransformerConfig) -> TransformerLM:
-    """A model of `config`, which only adds to that of `source`, with its weights and zeros.
+    """A model of `config`, which only adds to that of `source`, with its weights.
 
     What is added and summed into the steps changes nothing yet, and neither does cross-attention that is new.
     """
     lm = TransformerLM(config)
     mine, given = lm.state_dict(), source.state_dict()
-    for name in mine:
+    # New cross-attention ends in zeros: were what it attends to zero as well, neither would have a gradient.
+    starts_random = {c.name for c in config.conditions if c.fuse == "cross" and not source.config.has_memory}
+    for name, tensor in mine.items():
         if name == "conditioner.table.weight":
-            _fill_table(lm, source)
+            _fill_table(lm, source, starts_random)
         elif name in given:
-            mine[name].copy_(given[name])
-        elif name.startswith("conditioner."):
-            mine[name].zero_()
+            tensor.copy_(given[name])
+        elif name.startswith("conditioner.projections."):
+            if name.split(".")[2] not in starts_random:
+                tensor.zero_()
         else:
             assert "cross_" in name, f"{name} has no equal in the source"
             if name.endswith("cross_attention.out.weight"):
-                mine[name].zero_()
+                tensor.zero_()
     lost = given.keys() - mine.keys()
     assert not lost, f"{lost} of the source have no place"
     return lm
 
 
-def _fill_table(lm: TransformerLM, source: TransformerLM) -> None:
+def _fill_table(lm: TransformerLM, source: TransformerLM, starts_random: set[str]) -> None:
     """Rows of values that the source knows, and zeros for others."""
-    _table(lm).zero_()
-    for condition in source.config.conditions:
-        if condition.kind != "sequence":
-            theirs = source.conditioner.offsets[condition.name]
-            mine = lm.conditioner.offsets[condition.name]
-            rows = slice(theirs, theirs + condition.num_rows)
-            _table(lm)[mine : mine + condition.num_rows] = _table(source)[rows]
+    for condition in lm.config.conditions:
+        if condition.kind == "sequence":
+            continue
+        rows = _rows(lm, condition)
+        if condition.name not in starts_random:
+            rows.zero_()
+        if condition.name in source.config.conditions.by_name:
+            known = _rows(source, source.config.conditions[condition.name])
+            rows[: len(known)] = known
 
 
-def _table(lm: TransformerLM) -> Tensor:
-    table = lm.conditioner.table
+def _rows(lm: TransformerLM, condition: Condition) -> Tensor:
+    """A condition's part of the table of embeddings: hidden, then its values."""
+    table, offset = lm.conditioner.table, lm.conditioner.offsets[condition.name]
     assert isinstance(table, nn.Embedding)
-    return table.weight
+    return table.weight[offset : offset + condition.num_rows]
