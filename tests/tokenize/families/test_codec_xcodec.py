@@ -149,6 +149,14 @@ def test_no_frame_that_is_kept_sees_an_edge_in_a_convolution(codec):
     assert error(context) > 1e-5, "attention makes windows differ"
 
 
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_codes_in_parts_are_decoded_as_the_whole(codec, size):
+    codes = torch.randint(codec.codebook_size, (2, codec.num_codebooks, 60))
+    whole = codec.decode(codes)
+    streamed = torch.cat(list(codec.decode_stream(codes.split(size, dim=2), 60)), dim=2)
+    torch.testing.assert_close(streamed, whole, rtol=0, atol=2e-5 * float(whole.abs().max()))
+
+
 def unmixed(inputs, output):
     """The input instead, in the place of a normalisation (a tensor) or of an attention (a tuple)."""
     if isinstance(output, tuple):
