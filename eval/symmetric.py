@@ -9,6 +9,8 @@ Shapes: W matrices of a batch, r rows, d width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -38,14 +40,21 @@ def eigenvalues_of_product(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
             triangular = np.linalg.cholesky(b)
         except np.linalg.LinAlgError:
             return None
-        return eigenvalues(_lower_half_of_product(triangular, a))
+        return eigenvalues(_lower_half_of_product(triangular, a, np.matmul))
     lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(b))
     if int(failed):
         return None
-    return eigenvalues((lower.mT @ torch.from_numpy(a) @ lower).numpy())
+    return eigenvalues(_lower_half_of_product(lower.numpy(), a, _product_by_torch))
 
 
-def _lower_half_of_product(lower: np.ndarray, a: np.ndarray) -> np.ndarray:
+def _product_by_torch(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    product: np.ndarray = (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
+    return product
+
+
+def _lower_half_of_product(
+    lower: np.ndarray, a: np.ndarray, multiply: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> np.ndarray:
     """The lower half of LᵀAL [d, d] of `lower` L and symmetric `a`; zeros above the blocks of the diagonal.
 
     That half is all that eigenvalues are read from. Without products with L's own zeros it takes half of the
@@ -55,10 +64,12 @@ def _lower_half_of_product(lower: np.ndarray, a: np.ndarray) -> np.ndarray:
     blocks = [slice(first, first + step) for first in range(0, len(a), step)]
     right = np.empty_like(a)
     for block in blocks:
-        right[:, block] = a[:, block.start :] @ lower[block.start :, block]
+        right[:, block] = multiply(a[:, block.start :], lower[block.start :, block])
     product = np.zeros_like(a)
     for block in blocks:
-        product[block, : block.stop] = lower[block.start :, block].T @ right[block.start :, : block.stop]
+        product[block, : block.stop] = multiply(
+            lower[block.start :, block].T, right[block.start :, : block.stop]
+        )
     return product
 
 

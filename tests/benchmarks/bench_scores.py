@@ -3,11 +3,11 @@
     python tests/benchmarks/bench_scores.py [--widths 512 768 2048] [--rounds 3] [--draws 25]
 
 All get the same made embeddings, whose variances fall like those of a real embedding, and take turns, so that
-whatever else the machine does hits them alike, with a pause in between: for some tenths of a second a library's
-threads wait for more work on the cores that the next one needs. Printed are the best time of each, the median over rounds of
-its ratio to ours, and the machine's load. FAD-infinity is compared with what fadtk does, 25 distances of 25
-draws of frames, 500 to all of them. With fewer `--draws`, so many of those, evenly spaced in size, are
-computed and counted for all.
+whatever else the machine does hits them alike, with a pause in between: for some tenths of a second the
+threads of a library wait for more work on the cores that the next one needs. Printed are the best time of
+each, the median over rounds of its ratio to ours, and the machine's load. FAD-infinity is compared with what
+fadtk does, 25 distances of 25 draws of frames, 500 to all of them. With fewer `--draws`, so many of those,
+evenly spaced in size, are computed and counted for all.
 """
 
 import argparse
