@@ -10,6 +10,7 @@ from ..core.card import SCORES_HEADING
 from ..core.files import write_text
 from ..core.recipe import dump_recipe
 from ..core.schema import Recipe
+from ..core.schema_models import TransformerModel
 from ..tokenize.origin import ORIGIN, Origin, origins_of, read_origins
 from .conditions import Condition
 from .language_model import LanguageModel, LMConfig
@@ -34,14 +35,17 @@ def write_card(path: Path, recipe: Recipe, lm: LanguageModel, validation: dict[s
     origins = read_origins(tokens) if (tokens / ORIGIN).exists() else origins_of(recipe.data)
     conditions = "".join(map(_condition_line, config.conditions)) or "None: it is told nothing.\n"
     duration_s = recipe.generate.duration_s
+    base = _base(recipe)
+    is_on_hub = base is not None and not Path(base).exists()
     text = f"""---
 library_name: tokkata
 pipeline_tag: text-to-audio
 tags: [music-generation, tokkata]
----
+{f"base_model: {base}{chr(10)}" if is_on_hub else ""}---
 # {recipe.name}
 
-A language model of kind `{config.kind}` over the tokens of the codec `{codec["id"]}`, trained with Tokkata.
+A language model of kind `{config.kind}` over the tokens of the codec `{codec["id"]}`, \
+{f"fine-tuned from `{base}`" if base else "trained"} with Tokkata.
 
 | | |
 |---|---|
@@ -49,10 +53,11 @@ A language model of kind `{config.kind}` over the tokens of the codec `{codec["i
 | architecture | {_architecture(config)} |
 | codec | `{codec["id"]}`, revision {codec["revision"] or "not pinned"}: {codec["sample_rate"]} Hz, \
 {config.frame_rate:g} frames/s, {config.num_codebooks} codebooks of {config.codebook_size} |
-| training | {recipe.train.steps} steps of {recipe.train.batch_size} clips of {recipe.train.crop_s:g} s |
+| training | {recipe.train.steps} steps of {recipe.train.batch_size} clips of {recipe.train.crop_s:g} s\
+{_how(recipe)} |
 
 ## Data
-{"".join(map(_origin_line, origins))}
+{"".join(map(_origin_line, origins))}{_inherited_line(base)}
 ## Conditions
 {conditions}
 ## Validation
@@ -82,6 +87,27 @@ audio = codec_of(lm).decode(codes)
 {dump_recipe(recipe)}```
 """
     write_text(path, text)
+
+
+def _base(recipe: Recipe) -> str | None:
+    """The model that training began from, if it did not begin with random weights."""
+    return recipe.model.init_from if isinstance(recipe.model, TransformerModel) else None
+
+
+def _how(recipe: Recipe) -> str:
+    """What a fine-tuning trained."""
+    model = recipe.model
+    if not isinstance(model, TransformerModel) or model.init_from is None:
+        return ""
+    if model.lora is None:
+        return ", all weights"
+    return f", low-rank adapters of rank {model.lora.rank}, merged into the weights"
+
+
+def _inherited_line(base: str | None) -> str:
+    if base is None:
+        return ""
+    return f"- What `{base}` was trained on before. Its licence binds what is made from it.\n"
 
 
 def _architecture(config: LMConfig) -> str:
@@ -133,8 +159,8 @@ def _limits(config: LMConfig) -> str:
     lines = []
     if config.window_frames is not None:
         lines.append(
-            f"It was trained on {config.window_frames / config.frame_rate:g} s at a time. Longer clips are"
-            " generated window after window, and nothing holds them together beyond that."
+            f"Its window is {config.window_frames / config.frame_rate:g} s. Longer clips are generated window"
+            " after window, and nothing holds them together beyond that."
         )
     if any(condition.values for condition in config.conditions):
         lines.append("It knows the values above alone. What it is not told is left to chance.")

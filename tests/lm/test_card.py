@@ -9,6 +9,7 @@ import yaml
 
 from tokkata.core.card import fill_scores
 from tokkata.core.recipe import dump_recipe
+from tokkata.core.schema_models import TransformerModel
 from tokkata.lm.batches import conditions_of
 from tokkata.lm.build import transformer_config
 from tokkata.lm.card import write_card
@@ -101,6 +102,36 @@ def test_conditions_of_every_kind_have_a_line_and_an_option(recipe, tmp_path):
         *("--num", "4", "--duration", "0.2", "--label", "player=player 0", "--tags", "mood=calm"),
         *("--text", "what it should sound like", "--melody", "melody.wav"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("model", "how"),
+    [
+        ({"init_from": "facebook/musicgen-small"}, "of 0.16 s, all weights |"),
+        (
+            {"init_from": "facebook/musicgen-small", "lora": {"rank": 8}},
+            "of 0.16 s, low-rank adapters of rank 8, merged into the weights |",
+        ),
+    ],
+)
+def test_what_is_fine_tuned_says_from_what(lm_recipe, lm, tmp_path, model, how):
+    section = {"kind": "transformer", **model}
+    recipe = lm_recipe()
+    recipe = recipe.model_copy(update={"model": TransformerModel.model_validate(section)})
+    write_card(tmp_path / "README.md", recipe, lm, {})
+    text = (tmp_path / "README.md").read_text()
+    assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "facebook/musicgen-small"
+    assert "fine-tuned from `facebook/musicgen-small` with Tokkata." in text
+    assert how in text
+    assert "- What `facebook/musicgen-small` was trained on before. Its licence binds" in text
+
+
+def test_a_model_from_a_folder_of_this_machine_has_no_base_on_the_hub(lm_recipe, lm, tmp_path):
+    section = TransformerModel.model_validate({"kind": "transformer", "init_from": str(tmp_path)})
+    write_card(tmp_path / "README.md", lm_recipe().model_copy(update={"model": section}), lm, {})
+    text = (tmp_path / "README.md").read_text()
+    assert "base_model" not in yaml.safe_load(text.split("---\n")[1])
+    assert f"fine-tuned from `{tmp_path}`" in text
 
 
 def test_no_validation_is_told(tmp_path, recipe, lm):
