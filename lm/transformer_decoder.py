@@ -14,7 +14,10 @@ from ..core.errors import UserError
 from .conditions import GivenConditions
 from .decoder import Decoder, Prepared, Weights
 from .graph_decoder import GraphTransformer
+from .kernel_decoder import PackedTransformer
+from .native import load_kernel
 from .transformer import KVCache, TransformerLM
+from .transformer_kernel import MAX_HEAD_DIM
 
 
 def prepare_transformer(lm: TransformerLM, weights: Weights) -> Prepared:
@@ -23,9 +26,20 @@ def prepare_transformer(lm: TransformerLM, weights: Weights) -> Prepared:
         if weights == "int8":
             raise UserError("weights cannot be 'int8' on a GPU: choose 'bf16'")
         return GraphTransformer(lm if weights == "fp32" else copy.deepcopy(lm).to(torch.bfloat16))
-    if weights != "fp32":
-        raise UserError(f"weights cannot be '{weights}' on {lm.device.type}: choose 'fp32'")
-    return PlainTransformer(lm)
+    if lm.device.type != "cpu":
+        if weights != "fp32":
+            raise UserError(f"weights cannot be '{weights}' on {lm.device.type}: choose 'fp32'")
+        return PlainTransformer(lm)
+    if weights == "fp32" and load_kernel("transformer") is None:
+        return PlainTransformer(lm)  # as fast as PyTorch can be
+    if lm.config.head_dim > MAX_HEAD_DIM:
+        if weights == "fp32":
+            return PlainTransformer(lm)
+        raise UserError(
+            f"weights cannot be '{weights}' for heads of width {lm.config.head_dim}, above {MAX_HEAD_DIM}:"
+            " choose 'fp32'"
+        )
+    return PackedTransformer(lm, weights)
 
 
 class PlainTransformer(Prepared):
