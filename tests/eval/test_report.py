@@ -5,13 +5,16 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import soundfile
 
+from tokkata.eval.bootstrap import Interval
 from tokkata.eval.chart import Point
+from tokkata.eval.measured import Score
 from tokkata.eval.players import flac
 from tokkata.eval.report import (
     Curves,
@@ -283,3 +286,14 @@ def test_chromium_shows_and_plays_it(data: ReportData, tmp_path: Path, width: in
     assert seen["buttons"] == 8
     assert seen["sought"] == pytest.approx(0.5 / 20, abs=0.01)
     assert seen["overflow"] <= 0
+
+
+def test_intervals_and_further_scores_are_shown(data: ReportData):
+    score = Score("kl-generated-reference", 0.25, Interval(0.125, 0.375), "lower", note="mind the <gap>")
+    rows = [replace(row, intervals={"fad": Interval(1.5, 2.5)}, others=[score]) for row in data.rows]
+    page = render(replace(data, rows=rows))
+    assert page.count("1.50…2.50") == len(rows)
+    assert page.count("0.125…0.375") == len(rows)
+    assert "KL(generated‖reference) ↓" in page
+    assert "mind the &lt;gap&gt;" in page
+    assert "Further scores" not in render(data)
