@@ -54,8 +54,8 @@ class PackedTransformer(Prepared):
 class KernelDecoder(Decoder):
     """The first steps by the model's own modules in float32, all others one at a time by the kernel.
 
-    Keys and values are kept in the format of the weights, each row's without the prepended steps that are
-    masked for it.
+    Keys and values are kept in float32 for float32 weights, else in int8; each row's without the prepended
+    steps that are masked for it.
     """
 
     def __init__(
@@ -68,8 +68,10 @@ class KernelDecoder(Decoder):
         num_prepended = 0 if self._fused.prefix is None else self._fused.prefix.shape[1]
         capacity = num_prepended + max_steps
         self._lengths = torch.zeros(num_rows, dtype=torch.int64)
+        # bf16 ones of two rows would be a third of the bf16 weights at the end of 30 s.
+        cached: Weights = "fp32" if prepared.weights == "fp32" else "int8"
         self._caches = [
-            KVBuffers(num_rows, config.kv_heads, capacity, config.head_dim, prepared.weights, self._lengths)
+            KVBuffers(num_rows, config.kv_heads, capacity, config.head_dim, cached, self._lengths)
             for _ in lm.blocks
         ]
         self._x = torch.empty(num_rows, config.dim)
