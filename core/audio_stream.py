@@ -79,7 +79,7 @@ class AudioStream:
             )
         for block in self._reader.read(self._start, self._stop):
             position += block.shape[1]
-            samples = self._mix(block / np.float32(self._divisor))
+            samples = self._mix(block if self._divisor == 1.0 else block / np.float32(self._divisor))
             if resampler is not None:
                 samples = resampler.resample_chunk(samples.T, last=position == self._stop).T
             if samples.shape[1]:  # a resampler may first want more
