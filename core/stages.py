@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from .schema import Recipe
 
+SAMPLE_CODES = "codes.safetensors"
+"""Beside generated clips: their tokens, codes [K, T] under each file's name."""
+
 
 @dataclass(frozen=True)
 class Stage:

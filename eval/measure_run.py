@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from ..core.schema import Eval, Recipe
+from ..core.stages import SAMPLE_CODES
 from ..tokenize.codec import Codec
 from ..tokenize.store import TokenStore
 from .classifier import load_classifier
@@ -26,9 +27,6 @@ from .measured import Score, no_score
 from .pitch import has_pitch, pitch_accuracy
 from .sets import ClipSet
 from .yardsticks import OF_TEXT, InEmbedding, InLabels, Yardstick, token_scores
-
-CODES = "codes.safetensors"
-"""Beside generated clips: their tokens, codes [K, T] under each file's name, where `generate` kept them."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,8 @@ class RunMeasure:
 
     def _codes(self, clips: ClipSet) -> list[np.ndarray]:
         """The codes [K, T] of clips: those that were generated, where they were kept, or the audio's."""
-        if clips.folder is not None and (clips.folder / CODES).is_file():
-            kept = load_file(clips.folder / CODES)
+        if clips.folder is not None and (clips.folder / SAMPLE_CODES).is_file():
+            kept = load_file(clips.folder / SAMPLE_CODES)
             return [kept[name].astype(np.int64) for name in clips.names]
         return encode_clips(self._codec, clips.audio)
 

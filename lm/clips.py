@@ -2,6 +2,7 @@
 
     folder/
       00000.wav …  samples.jsonl     one line a clip
+      codes.safetensors              their codes, [K, T] int32 under each file's name
 
 Shapes: B batch, C channels, K codebooks, T frames, N samples.
 """
@@ -10,18 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.audio import growing_path, growing_wav, write_wav_blocks
-from ..core.files import write_jsonl
+from ..core.files import atomic_file, write_jsonl
 from ..core.progress import progress_bar
+from ..core.stages import SAMPLE_CODES
 from ..tokenize.codec import Codec
 from .conditions import GivenConditions, select
 from .generate import Generator
@@ -74,6 +77,8 @@ def write_clips(
 ) -> Written:
     """Generate all clips and write them to `folder`; every file appears whole, `samples.jsonl` last.
 
+    Beside the wavs, their codes are kept ([K, T] int32 under each file's name), unless they are streamed.
+
     A clip is the same whatever the batch size, and whether or not it is streamed, to a step of 16 bits.
 
     Args:
@@ -88,12 +93,13 @@ def write_clips(
     num_samples = round(clips.duration_s * codec.sample_rate)
     work = _Work(generator, codec, clips, sampling, seed, overlap_s, num_samples, _Progress(clips, title))
     lines: list[dict[str, Any]] = []
+    codes: dict[str, Tensor] = {}
     with work.progress:
         for first in range(0, len(clips), batch_size):
             rows = range(first, min(first + batch_size, len(clips)))
             paths = [folder / f"{row:05d}.wav" for row in rows]
             if stream is None:
-                work.write(rows, paths)
+                codes |= zip((path.name for path in paths), work.write(rows, paths), strict=True)
             else:
                 work.write_growing(rows, paths, stream)
             lines += [
@@ -107,6 +113,9 @@ def write_clips(
                 }
                 for row, path in zip(rows, paths, strict=True)
             ]
+    if codes:
+        with atomic_file(folder / SAMPLE_CODES) as partial:
+            save_file({name: one.cpu().int().contiguous() for name, one in codes.items()}, partial)
     write_jsonl(folder / "samples.jsonl", lines)
     return Written(work.progress.total_s, work.progress.elapsed_s, work.first_audio_s)
 
@@ -155,8 +164,8 @@ class _Work:
     def num_frames(self) -> int:
         return self.codec.num_frames(self.num_samples)
 
-    def write(self, rows: range, paths: Sequence[Path]) -> None:
-        """Generate a batch whole, then decode it clip by clip."""
+    def write(self, rows: range, paths: Sequence[Path]) -> Iterable[Tensor]:
+        """Generate a batch whole, then decode it clip by clip; the codes, [K, T] each."""
         codec, rate = self.codec, self.generator.config.frame_rate
         chunks = []
         for chunk in self.generator.stream(
@@ -173,8 +182,10 @@ class _Work:
             chunks.append(chunk)
             self.progress.advance(len(rows) * chunk.shape[2] / rate)
         # One clip at a time: a batch of long clips does not fit a cache or a small GPU.
-        for path, codes in zip(paths, torch.cat(chunks, dim=2), strict=True):
+        found = torch.cat(chunks, dim=2)
+        for path, codes in zip(paths, found, strict=True):
             write_wav_blocks(path, self._decoded(codes), codec.sample_rate, codec.channels)
+        return found
 
     def _decoded(self, codes: Tensor) -> Iterator[np.ndarray]:
         """Codes [K, T] to audio [C, n]."""

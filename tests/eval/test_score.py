@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from tokkata.core.audio import write_wav
 from tokkata.core.errors import UserError
 from tokkata.core.schema import Recipe
+from tokkata.core.stages import SAMPLE_CODES
 from tokkata.eval import score as module
-from tokkata.eval.measure_run import CODES
 from tokkata.eval.score import FLOOR, GENERATED, NOISE, RECONSTRUCTED, UNTRAINED, Scores, evaluate, score
 from tokkata.tests.eval.made_classifier import save_classifier
 from tokkata.tests.made_networks import save_clap
@@ -257,5 +257,5 @@ def test_continued_training_clips_are_compared_with_what_they_were(
     # Tokens that were kept count, not those of the audio: here all are wrong from the fifth frame on.
     kept = [np.where(np.arange(20) < 5, part[:, :20], 255).astype(np.int32) for part in codes]
     named = {f"{index:05d}.wav": part for index, part in enumerate(kept)}
-    save_file(named, recipe.folder / "samples" / CODES)
+    save_file(named, recipe.folder / "samples" / SAMPLE_CODES)
     assert by_name(score(recipe))[GENERATED].value("memorised-partial") == 0.0

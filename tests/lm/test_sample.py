@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
@@ -54,7 +55,11 @@ def test_the_stage_writes_wavs_and_says_what_they_are(trained, told_codec):
     folder = recipe.folder / "samples"
     rows = read_jsonl(folder / "samples.jsonl")
     assert [row["file"] for row in rows] == [f"{i:05d}.wav" for i in range(5)]
-    assert sorted(written(folder)) == sorted(["samples.jsonl", *(row["file"] for row in rows)])
+    names = [row["file"] for row in rows]
+    assert sorted(written(folder)) == sorted(["samples.jsonl", "codes.safetensors", *names])
+    codes = load_file(folder / "codes.safetensors")
+    assert sorted(codes) == sorted(names)
+    assert {tuple(one.shape) for one in codes.values()} == {(3, row["num_frames"]) for row in rows}
     split = TokenStore(recipe.folder / "tokens").split("test")
     pitch_of = dict(zip(split.column("id"), split.column("pitch"), strict=True))
     for i, row in enumerate(rows):
