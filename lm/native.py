@@ -31,7 +31,8 @@ def load_kernel(name: str) -> ctypes.CDLL | None:
     try:
         # The macros that a compiler predefines tell its version and the instruction set.
         macros = _output([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
-        key = hashlib.sha256(source.read_bytes() + macros + " ".join(_FLAGS).encode()).hexdigest()
+        texts = [file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h")))]
+        key = hashlib.sha256(b"".join([*texts, macros, *map(str.encode, _FLAGS)])).hexdigest()
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokkata"
         library = cache / f"{name}-{key[:16]}.so"
         if not library.exists():

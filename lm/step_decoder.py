@@ -5,7 +5,7 @@ Shapes: B clips, R rows, K codebooks, S steps, V codebook size.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -52,21 +52,25 @@ class Executor(Protocol):
 
 
 def prepare_program(model: ProgramModel, weights: Weights) -> Prepared:
-    """`model` for generation; raises `UserError` for weights other than fp32."""
-    if weights != "fp32":
-        raise UserError(f"generate.weights cannot be '{weights}' for this kind of model: choose fp32")
-    return PreparedProgram(model)
+    """`model` for generation; raises `UserError` for weights in int8, and in bf16 without the kernel."""
+    is_native = model.device.type == "cpu" and load_kernel("program") is not None
+    if weights == "int8" or (weights == "bf16" and not is_native):
+        raise UserError(
+            f"this kind of model cannot generate with weights in {weights} on {model.device.type}"
+            f"{'' if is_native else ' without its compiled kernel'}: choose fp32"
+        )
+    return PreparedProgram(model, weights if is_native else None)
 
 
 class PreparedProgram(Prepared):
     """A model whose program's weights are packed."""
 
-    def __init__(self, model: ProgramModel) -> None:
+    def __init__(self, model: ProgramModel, native: Literal["fp32", "bf16"] | None) -> None:
+        """`native`: the number format of the weights that the kernel reads; None: not to use it."""
         self._model = model
         with torch.no_grad():
             self.program = model.step_program()
-        is_native = model.device.type == "cpu" and load_kernel("program") is not None
-        self.native = NativeProgram(self.program) if is_native else None
+        self.native = None if native is None else NativeProgram(self.program, native)
 
     def decoder(self, conditions: GivenConditions, num_rows: int, max_steps: int) -> ProgramDecoder:
         """A decoder for `num_rows` rows under `conditions`, for at most `max_steps` steps of input."""

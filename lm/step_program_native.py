@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -64,6 +65,7 @@ class _Operation(ctypes.Structure):
                 "num_inputs",
                 "taps",
                 "joined",
+                "is_bf16",
             )
         ],
         ("weights", ctypes.c_void_p),
@@ -102,9 +104,12 @@ class _Packed:
 
 
 class NativeProgram:
-    """A program packed for the kernel; raises `RuntimeError` where there is no kernel."""
+    """A program packed for the kernel; raises `RuntimeError` where there is no kernel.
 
-    def __init__(self, program: Program) -> None:
+    Matrices can be kept in bf16, which is half as much to read; sums are fp32 in any case.
+    """
+
+    def __init__(self, program: Program, weights: Literal["fp32", "bf16"] = "fp32") -> None:
         library = load_kernel("program")
         if library is None:
             raise RuntimeError("the kernel 'program' cannot be had")
@@ -113,6 +118,10 @@ class NativeProgram:
         self.library = library
         self.program = program
         self.packed = [_pack(operation) for operation in program.operations]
+        if weights == "bf16":
+            for packed in self.packed:
+                if isinstance(packed.operation, Linear):
+                    packed.weights = packed.weights.bfloat16()
 
     def executor(self, num_rows: int, initial: Initial) -> NativeExecutor:
         """The program's state for `num_rows` rows, before step 0."""
@@ -198,6 +207,7 @@ class NativeExecutor:
             out=self._place(out),
             weights=packed.weights.data_ptr(),
             bias=packed.bias.data_ptr(),
+            is_bf16=packed.weights.dtype == torch.bfloat16,
         )
         sources: tuple[Place, ...] = ()
         add: Place | None = None

@@ -66,8 +66,8 @@ class WaveNetConfig(StepConfig):
 
     @property
     def context_frames(self) -> int:
-        """The receptive field: a frame stands at no earlier step than its number."""
-        return self.receptive_field
+        """The receptive field, in frames at most, behind what a crop's beginning lacks under a delay."""
+        return self.receptive_field + self.make_pattern().num_steps(0)
 
     def summary(self) -> str:
         """The receptive field, in steps and in seconds."""

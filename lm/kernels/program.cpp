@@ -4,31 +4,19 @@
 // for nobody. Those with many weights are shared out by outputs, so that each weight is read by one core; they
 // stand between barriers. A sum is taken in the same order whatever the number of rows and threads, so a row
 // does not depend on those beside it.
-//
-// Vectors are 16 floats of GCC's and Clang's vector extension, which any instruction set can lower.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <functional>
+#include <thread>
 #include <vector>
 
 #include <omp.h>
 
+#include "storage.h"
+
 namespace {
-
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-
-constexpr int64_t LANES = 16;
-#if defined(__AVX512F__)
-constexpr int MAX_ROWS = 8;  // rows that share one reading of the weights
-#else
-constexpr int MAX_ROWS = 2;
-#endif
-// Pairs of panels that go through the rows together, for the registers to hold all sums.
-constexpr int pairs_for(int rows) { return MAX_ROWS == 2 ? 1 : rows == 1 ? 4 : rows <= 4 ? 2 : 1; }
 
 enum Kind : int64_t { EMBED = 0, LINEAR = 1, GRU = 2, LSTM = 3 };
 enum Activation : int64_t { NONE = 0, RELU = 1, TANH = 2, GATED = 3 };
@@ -58,7 +46,8 @@ struct Operation {
   Place out, add, sources[MAX_SOURCES];
   int64_t num_sources, has_add, activation, num_outputs, num_inputs;
   int64_t taps, joined;    // of EMBED
-  const float* weights;    // LINEAR: panels of 16 outputs [panel, input, 16]; EMBED: [taps, K, V + 1, E]
+  int64_t is_bf16;         // of LINEAR's weights
+  const void* weights;     // LINEAR: panels of 16 outputs [panel, input, 16]; EMBED: [taps, K, V + 1, E]
   const float* bias;       // in the order of the panels, padded with zeros
 };
 
@@ -78,16 +67,8 @@ struct Run {
   double temperature, top_p, cfg_scale;
 };
 
-inline Floats load(const float* from) {
-  Floats v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-inline void store(float* to, const Floats& v) { std::memcpy(to, &v, sizeof v); }
-
 inline Floats load_some(const float* from, int64_t count) {
-  if (count == LANES) return load(from);
+  if (count == LANES) return load<Floats>(from);
   Floats v = {};
   std::memcpy(&v, from, count * sizeof(float));
   return v;
@@ -98,24 +79,6 @@ inline void store_some(float* to, const Floats& v, int64_t count) {
     store(to, v);
   else
     std::memcpy(to, &v, count * sizeof(float));
-}
-
-inline Floats choose(const Ints& mask, const Floats& yes, const Floats& no) {
-  return (Floats)(((Ints)yes & mask) | ((Ints)no & ~mask));
-}
-
-// exp x = 2^n exp r with |r| <= ln 2 / 2, by the Taylor series of exp r; NaN stays NaN.
-inline Floats exp(const Floats& given) {
-  Floats x = choose(given > 88.0f, Floats{} + 88.0f, given);
-  x = choose(x < -87.0f, Floats{} - 87.0f, x);
-  const Floats magic = Floats{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-  const Floats shifted = x * 1.44269504088896341f + magic;
-  const Floats n = shifted - magic;
-  const Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Floats y = Floats{} + 1.0f / 5040;
-  for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) y = y * r + c;
-  const Floats result = (Floats)((Ints)y + (((Ints)shifted - (Ints)magic) << 23));
-  return choose(x == x, result, x);
 }
 
 inline Floats sigmoid(const Floats& x) { return 1.0f / (1.0f + exp(-x)); }
@@ -131,25 +94,26 @@ struct Source {
 };
 
 // The outputs of some pairs of panels for ROWS rows from `row` on.
-template <int ROWS, int PAIRS>
+template <class Storage, int ROWS, int PAIRS>
 void outputs_of(const Operation& op, const Source* sources, float* out, const float* add, int64_t row, int64_t pair) {
   constexpr int PANELS = 2 * PAIRS;
   Floats sums[ROWS][PANELS] = {};
   const int64_t panel_stride = op.num_inputs * LANES;
-  const float* weights = op.weights + 2 * pair * panel_stride;
+  typedef typename Storage::Stored Stored;
+  const Stored* weights = (const Stored*)op.weights + 2 * pair * panel_stride;
   for (int64_t j = 0; j < op.num_sources; ++j) {
     const Source& source = sources[j];
     const float* rows[ROWS];
     for (int r = 0; r < ROWS; ++r) rows[r] = source.x + (row + r) * source.stride;
     for (int64_t i = 0; i < source.width; ++i, weights += LANES) {
       Floats w[PANELS];
-      for (int p = 0; p < PANELS; ++p) w[p] = load(weights + p * panel_stride);
+      for (int p = 0; p < PANELS; ++p) w[p] = Storage::floats(weights + p * panel_stride);
       for (int r = 0; r < ROWS; ++r)
         for (int p = 0; p < PANELS; ++p) sums[r][p] += w[p] * rows[r][i];
     }
   }
   for (int p = 0; p < PANELS; ++p) {
-    const Floats bias = load(op.bias + (2 * pair + p) * LANES);
+    const Floats bias = load<Floats>(op.bias + (2 * pair + p) * LANES);
     for (int r = 0; r < ROWS; ++r) sums[r][p] += bias;
   }
   const bool gated = op.activation == GATED;
@@ -177,15 +141,23 @@ void outputs_of(const Operation& op, const Source* sources, float* out, const fl
   }
 }
 
-template <int ROWS>
-void linear_rows(const Operation& op, const Source* sources, float* out, const float* add, int64_t row,
-                 int64_t first_pair, int64_t end_pair) {
-  constexpr int PAIRS = pairs_for(ROWS);
-  int64_t pair = first_pair;
-  for (; pair + PAIRS <= end_pair; pair += PAIRS) outputs_of<ROWS, PAIRS>(op, sources, out, add, row, pair);
-  for (; pair < end_pair; ++pair) outputs_of<ROWS, 1>(op, sources, out, add, row, pair);
+// The outputs of PAIRS pairs for rows `first` to `end` - 1, which all find the weights in the cache.
+template <class Storage, int PAIRS>
+void outputs_of_rows(const Operation& op, const Source* sources, float* out, const float* add, int64_t first,
+                     int64_t end, int64_t pair) {
+  int64_t row = first;
+#if defined(__AVX512F__)
+  if (PAIRS == 1)
+    for (; row + 8 <= end; row += 8) outputs_of<Storage, 8, 1>(op, sources, out, add, row, pair);
+  if (PAIRS <= 2)
+    for (; row + 4 <= end; row += 4) outputs_of<Storage, 4, PAIRS <= 2 ? PAIRS : 1>(op, sources, out, add, row, pair);
+#endif
+  if (PAIRS <= 2)
+    for (; row + 2 <= end; row += 2) outputs_of<Storage, 2, PAIRS <= 2 ? PAIRS : 1>(op, sources, out, add, row, pair);
+  for (; row < end; ++row) outputs_of<Storage, 1, PAIRS>(op, sources, out, add, row, pair);
 }
 
+template <class Storage>
 void linear(const Operation& op, float* state, int64_t step, int64_t first, int64_t end, int64_t first_pair,
             int64_t end_pair) {
   Source sources[MAX_SOURCES];
@@ -193,14 +165,18 @@ void linear(const Operation& op, float* state, int64_t step, int64_t first, int6
     sources[j] = {op.sources[j].at(state, step), op.sources[j].row_stride, op.sources[j].width};
   float* out = op.out.at(state, step);
   const float* add = op.has_add ? op.add.at(state, step) : nullptr;
-  int64_t row = first;
+  int64_t pair = first_pair;
+  // The fewer rows share a weight, the more outputs are summed at once: all sums are in registers.
 #if defined(__AVX512F__)
-  for (; row + 8 <= end; row += 8) linear_rows<8>(op, sources, out, add, row, first_pair, end_pair);
-  for (; row + 4 <= end; row += 4) linear_rows<4>(op, sources, out, add, row, first_pair, end_pair);
+  if (end - first == 1)
+    for (; pair + 4 <= end_pair; pair += 4) outputs_of_rows<Storage, 4>(op, sources, out, add, first, end, pair);
+  if (end - first < 8)
+    for (; pair + 2 <= end_pair; pair += 2) outputs_of_rows<Storage, 2>(op, sources, out, add, first, end, pair);
 #endif
-  for (; row + 2 <= end; row += 2) linear_rows<2>(op, sources, out, add, row, first_pair, end_pair);
-  for (; row < end; ++row) linear_rows<1>(op, sources, out, add, row, first_pair, end_pair);
+  for (; pair < end_pair; ++pair) outputs_of_rows<Storage, 1>(op, sources, out, add, first, end, pair);
 }
+
+typedef void Linear(const Operation&, float*, int64_t, int64_t, int64_t, int64_t, int64_t);
 
 // ------------------------------------------------------------------------------------- embeddings and cells
 
@@ -220,7 +196,7 @@ void embed(const Run& run, const Operation& op, int64_t step, int64_t first, int
       float* part = op.joined ? y + (op.taps - 1 - tap) * width : y;
       for (int64_t k = 0; k < K; ++k) {
         const int64_t token = step < tap ? V : tokens[k * T + step - tap];
-        const float* row = op.weights + ((tap * K + k) * (V + 1) + token) * width;
+        const float* row = (const float*)op.weights + ((tap * K + k) * (V + 1) + token) * width;
         for (int64_t i = 0; i < width; ++i) part[i] += row[i];
       }
     }
@@ -341,20 +317,39 @@ void predict(const Run& run, int64_t step, int64_t first, int64_t end, Scratch& 
 
 // ------------------------------------------------------------------------------------------------- the run
 
-// Barriers stand where the next operation is shared out otherwise than the one before, or by outputs.
-struct Meeting {
-  bool alone, by_outputs = false;
-  void before(bool next_by_outputs) {
-    if (!alone && (next_by_outputs || by_outputs)) {
-#pragma omp barrier
+// A barrier of threads that meet every few microseconds. Those who wait give their core away soon: OpenMP's
+// spin for milliseconds, which stops everything where another program has taken the core of one of them.
+struct Barrier {
+  static constexpr int SPINS = 2000;
+  int64_t num_threads = 1;
+  std::atomic<int64_t> waiting{0}, generation{0};
+
+  void wait() {
+    const int64_t now = generation.load(std::memory_order_relaxed);
+    if (waiting.fetch_add(1, std::memory_order_acq_rel) == num_threads - 1) {
+      waiting.store(0, std::memory_order_relaxed);
+      generation.store(now + 1, std::memory_order_release);
+      return;
     }
+    for (int spin = 0; generation.load(std::memory_order_acquire) == now; ++spin)
+      if (spin >= SPINS) std::this_thread::yield();
+  }
+};
+
+// They meet where the next operation is shared out otherwise than the one before, or by outputs.
+struct Meeting {
+  Barrier& barrier;
+  bool by_outputs = false;
+  void before(bool next_by_outputs) {
+    if (barrier.num_threads > 1 && (next_by_outputs || by_outputs)) barrier.wait();
     by_outputs = next_by_outputs;
   }
 };
 
-void run_thread(const Run& run, int64_t thread, int64_t num_threads) {
+void run_thread(const Run& run, Barrier& barrier, int64_t thread) {
+  const int64_t num_threads = barrier.num_threads;
   Scratch scratch{std::vector<float>(run.codebook_size), std::vector<float>(run.codebook_size)};
-  Meeting meeting{num_threads == 1};
+  Meeting meeting{barrier};
   const int64_t first = share(run.num_rows, thread, num_threads);
   const int64_t end = share(run.num_rows, thread + 1, num_threads);
   for (int64_t step = run.start; step < run.stop; ++step) {
@@ -367,11 +362,12 @@ void run_thread(const Run& run, int64_t thread, int64_t num_threads) {
       if (op.kind == LINEAR) {
         const int64_t panels = (op.num_outputs + LANES - 1) / LANES;
         const int64_t pairs = op.activation == GATED ? (op.num_outputs / 2 + LANES - 1) / LANES : (panels + 1) / 2;
+        Linear* product = op.is_bf16 ? linear<Bf16> : linear<Fp32>;
         if (op.by_outputs)
-          linear(op, run.state, step, 0, run.num_rows, share(pairs, thread, num_threads),
-                 share(pairs, thread + 1, num_threads));
+          product(op, run.state, step, 0, run.num_rows, share(pairs, thread, num_threads),
+                  share(pairs, thread + 1, num_threads));
         else
-          linear(op, run.state, step, first, end, 0, pairs);
+          product(op, run.state, step, first, end, 0, pairs);
       } else if (op.kind == EMBED) {
         embed(run, op, step, first, end);
       } else if (op.kind == GRU) {
@@ -394,6 +390,11 @@ extern "C" int64_t operation_size() { return sizeof(Operation); }
 extern "C" int64_t run_size() { return sizeof(Run); }
 
 extern "C" void run_program(const Run* run) {
+  Barrier barrier;
 #pragma omp parallel num_threads(run->num_threads)
-  run_thread(*run, omp_get_thread_num(), omp_get_num_threads());
+  {
+#pragma omp single
+    barrier.num_threads = omp_get_num_threads();  // which may be fewer than asked for
+    run_thread(*run, barrier, omp_get_thread_num());
+  }
 }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokkata.core.sampler import CropSampler
+from tokkata.core.sampler import Chunk, ConsecutiveSampler, CropSampler
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=12)
 SEEDS = st.integers(-(2**40), 2**70)
@@ -81,3 +81,43 @@ def test_arrays_of_lengths():
 def test_no_clips():
     with pytest.raises(ValueError, match="no clips to sample from"):
         CropSampler([], 4, 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(LENGTHS, st.integers(1, 20), SEEDS, st.integers(0, 5))
+def test_a_row_goes_through_all_recordings_chunk_after_chunk(lengths, chunk, seed, row):
+    sampler = ConsecutiveSampler(lengths, chunk, seed)
+    num_chunks = [-(-length // chunk) for length in lengths]
+    total = sum(num_chunks)
+    found = [sampler.draw(step, range(row, row + 1))[0] for step in range(2 * total)]
+    for one in (found[:total], found[total:]):
+        recordings: dict[int, list[Chunk]] = {}
+        for place in one:
+            recordings.setdefault(place.recording, []).append(place)
+        # Each once, whole, in the order of time.
+        assert sorted(parts[0].clip for parts in recordings.values()) == list(range(len(lengths)))
+        for parts in recordings.values():
+            assert len({part.clip for part in parts}) == 1
+            assert [part.start for part in parts] == [i * chunk for i in range(num_chunks[parts[0].clip])]
+    numbers = [place.recording for place in found]
+    assert numbers == sorted(numbers)
+    assert numbers[-1] == 2 * len(lengths) - 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(LENGTHS, st.integers(1, 20), SEEDS, st.integers(2, 8), st.data())
+def test_any_order_and_any_rows_give_the_same_chunks(lengths, chunk, seed, batch_size, data):
+    steps = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=5))
+    whole = {step: ConsecutiveSampler(lengths, chunk, seed).draw(step, range(batch_size)) for step in steps}
+    sampler = ConsecutiveSampler(lengths, chunk, seed)
+    for step in data.draw(st.permutations(steps)):
+        row = data.draw(st.integers(0, batch_size - 1))
+        assert sampler.draw(step, range(row, batch_size)) == whole[step][row:]
+
+
+def test_rows_have_orders_of_their_own():
+    sampler = ConsecutiveSampler([10] * 12, 10, 0)
+    orders = {tuple(sampler.draw(step, range(4))[row].clip for step in range(12)) for row in range(4)}
+    assert len(orders) == 4
+    with pytest.raises(ValueError, match="no clips"):
+        ConsecutiveSampler([], 10, 0)
