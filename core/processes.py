@@ -16,6 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from .errors import UserError
 from .launcher import check_num_processes
+from .run import num_processes
 from .schema import Train
 
 
@@ -43,6 +44,12 @@ def start_accelerator(config: Train) -> Accelerator:
             f"train.precision cannot be '{config.precision}' on {accelerator.device.type}: choose 'bf16'"
         )
     check_num_processes(accelerator.num_processes)
+    started = num_processes()
+    if started != accelerator.num_processes:  # each would train alone, and overwrite the others' checkpoints
+        raise UserError(
+            f"a launcher has started {started} processes, but Accelerate sees {accelerator.num_processes}:"
+            " on CPUs, set ACCELERATE_USE_CPU=true before torchrun"
+        )
     many = accelerator.num_processes > 1
     if asks_for_fsdp and many and accelerator.distributed_type != DistributedType.FSDP:
         raise UserError(

@@ -174,6 +174,12 @@ def stage_main(name: str, work: Callable[[Recipe], None]) -> None:
     hide_library_bars()
     try:
         run_stage(load_recipe(Path(sys.argv[1]), sys.argv[2:]), name, work)
+        if num_processes() > 1:
+            # Without the libraries' own clearing up, in which a process whose work was done has been seen to
+            # abort: Gloo's threads outlive the interpreter.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
     except UserError as error:
         error.end_process()
     except KeyboardInterrupt:

@@ -172,7 +172,7 @@ class GraphDecoder(Decoder):
         # A trial run outside the graph, which libraries use to set themselves up; what it writes is undone
         # by the replay, which writes the same, but for the position.
         position = self._position.clone()
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._launch(draft, bucket, num_prepended)

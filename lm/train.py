@@ -2,7 +2,7 @@
 
     python -m tokkata.lm.train RECIPE
     accelerate launch -m tokkata.lm.train RECIPE
-    torchrun --nproc_per_node 2 -m tokkata.lm.train RECIPE          (many processes on a CPU)
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m tokkata.lm.train RECIPE      (many, on a CPU)
 
 Shapes: B batch, K codebooks, T frames.
 """

@@ -137,7 +137,8 @@ def test_the_run_folder(runs):
     assert logs == {"train", "events"}
     wavs = {f"{i:05d}.wav" for i in range(4)}
     for samples in (run / "samples", run / "samples" / "untrained"):
-        assert {path.name for path in samples.iterdir()} - {"untrained"} == {*wavs, "samples.jsonl"}
+        names = {path.name for path in samples.iterdir()} - {"untrained"}
+        assert names == {*wavs, "samples.jsonl", "codes.safetensors"}
         lines = [json.loads(line) for line in (samples / "samples.jsonl").read_text().splitlines()]
         assert {line["file"] for line in lines} == wavs
     info = soundfile.info(run / "samples" / "00000.wav")

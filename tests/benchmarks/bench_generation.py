@@ -199,8 +199,10 @@ def bytes_a_step(lm: TransformerLM, weights: Weights, length: int, num_rows: int
     once = sum(p.numel() for name, p in lm.named_parameters() if "key_value" in name or "conditioner" in name)
     matrices = sum(p.numel() for name, p in lm.named_parameters() if p.ndim == 2) - once
     matrices -= lm.token_embedding.weight.numel()
+    # Keys and values are kept in float32 or in int8 (on a GPU in the format of the weights).
+    cached = size if weights == "fp32" or lm.device.type == "cuda" else 1
     cache = 2 * config.num_layers * config.kv_heads * config.head_dim * length * num_rows
-    return float(size * (matrices + cache))
+    return float(size * matrices + cached * cache)
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ Shapes: B batch, C channels, N samples, K codebooks, T frames, V codebook size.
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from tokkata.core.recipe import check_recipe
 from tokkata.tokenize.codec import Chunking, Codec, CodecInfo
@@ -115,10 +114,3 @@ def write_tokens():
         return TokenStore(recipe.folder / "tokens")
 
     return write
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    """Accelerate keeps a process's settings for ever; a test may want others."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)

@@ -8,7 +8,6 @@ import signal
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from transformers import DacModel
 
 from tokkata.core.audio import write_wav
@@ -19,12 +18,6 @@ from tokkata.tokenize.codec import load_codec
 from tokkata.tokenize.training.audio_store import AudioStore
 from tokkata.tokenize.training.prepare import prepare
 from tokkata.tokenize.training.train_codec import train_codec
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
