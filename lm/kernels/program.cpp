@@ -108,6 +108,9 @@ void outputs_of(const Operation& op, const Source* sources, float* out, const fl
     for (int64_t i = 0; i < source.width; ++i, weights += LANES) {
       Floats w[PANELS];
       for (int p = 0; p < PANELS; ++p) w[p] = Storage::floats(weights + p * panel_stride);
+      // Many rows take long enough for the next pair's weights to come.
+      if (ROWS >= 4)
+        for (int p = 0; p < PANELS; ++p) __builtin_prefetch(weights + (PANELS + p) * panel_stride, 0, 2);
       for (int r = 0; r < ROWS; ++r)
         for (int p = 0; p < PANELS; ++p) sums[r][p] += w[p] * rows[r][i];
     }
