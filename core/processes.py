@@ -45,7 +45,7 @@ def start_accelerator(config: Train) -> Accelerator:
         )
     check_num_processes(accelerator.num_processes)
     started = num_processes()
-    if started != accelerator.num_processes:  # each would train alone, and overwrite the others' checkpoints
+    if started > accelerator.num_processes:  # each would train alone, and overwrite the others' checkpoints
         raise UserError(
             f"a launcher has started {started} processes, but Accelerate sees {accelerator.num_processes}:"
             " on CPUs, set ACCELERATE_USE_CPU=true before torchrun"
