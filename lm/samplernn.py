@@ -26,6 +26,7 @@ from ..core.errors import UserError
 from .conditioner import Conditioner
 from .conditions import GivenConditions
 from .language_model import LMLoss
+from .ordered_classes import ordered_rows
 from .rnn import Cell, cell_name, hidden_name, make_rnn, rnn_operations
 from .step_model import StepConfig, StepModel, token_loss
 from .step_program import Buffer, Clock, Embed, Initial, Linear, Operation, Place, Program, whole
@@ -160,6 +161,8 @@ class SampleRNN(StepModel):
             nn.Linear(dim, dim, bias=False) for _ in self.tiers if len(config.conditions)
         )
         self.embedding = nn.Embedding(size + 1, config.embedding_dim)
+        with torch.no_grad():
+            self.embedding.weight[:-1] = ordered_rows(size, config.embedding_dim)
         # The convolution over the last frame's embeddings, its taps from the oldest to the newest.
         self.taps = NormedLinear(config.frame_sizes[-1] * config.embedding_dim, dim, bias=False)
         self.hidden = nn.ModuleList([NormedLinear(dim, dim), NormedLinear(dim, dim)])

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..core.errors import UserError
 from .conditioner import Conditioner
 from .conditions import Condition, Conditions, GivenConditions
+from .ordered_classes import ordered_rows
 from .step_model import StepConfig, StepModel
 from .step_program import Buffer, Clock, Embed, Initial, Linear, Operation, Place, Program, whole
 
@@ -143,11 +144,23 @@ class WaveNet(StepModel):
             if len(config.conditions)
             else None
         )
-        nn.init.normal_(self.table, std=1 / math.sqrt(config.kernel_size * config.num_codebooks))
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Small weights of the output, so that the loss begins at ln V; classes of samples have an order."""
+        config = self.config
         last = self.head[-1]
         assert isinstance(last, nn.Linear)
-        nn.init.normal_(last.weight, std=0.02 / math.sqrt(config.skip_channels))  # the loss begins at ln V
         nn.init.zeros_(last.bias)
+        nn.init.normal_(last.weight, std=0.02 / math.sqrt(config.skip_channels))
+        nn.init.normal_(self.table)
+        with torch.no_grad():
+            if config.kind == WaveNetConfig.kind:
+                for tap in self.table[:, 0]:
+                    tap[:-1] = ordered_rows(config.codebook_size, config.residual_channels)
+                last.weight.copy_(ordered_rows(config.codebook_size, config.skip_channels))
+                last.weight.mul_(0.5 / math.sqrt(config.skip_channels))
+            self.table.div_(math.sqrt(config.kernel_size * config.num_codebooks))
 
     # ------------------------------------------------------------------------------------------ prediction
 

@@ -16,7 +16,6 @@ from tokkata.core.recipe import RecipeError
 from tokkata.lm import train as module
 from tokkata.lm.conditions import Condition, Conditions
 from tokkata.lm.feeding import ChunkFeed, Source
-from tokkata.lm.generate import generate
 from tokkata.lm.load import load_lm
 from tokkata.lm.samplernn import SampleRNNConfig
 from tokkata.lm.train import train_lm
@@ -244,6 +243,7 @@ def test_it_learns_waves_by_heart(tmp_path, capsys):
     assert losses[-1] < 0.3
     lm = load_lm(recipe.folder / "model")
     split = store.split("train")
-    made = generate(lm, 60, conditions={"pitch": split.column("pitch")}, temperature=0)
-    right = [float((made[i] == torch.from_numpy(split.codes(i, 0, 60))).float().mean()) for i in range(4)]
-    assert sum(share > 0.9 for share in right) >= 3
+    for i, pitch in enumerate(split.column("pitch")):
+        codes = torch.from_numpy(split.codes(i))[None]
+        with torch.no_grad():
+            assert float(lm(codes, lm.config.conditions.encode({"pitch": [pitch]})).mean) < 0.4

@@ -4,6 +4,7 @@ Shapes: B batch, K codebooks, T frames, S pattern steps, V codebook size.
 """
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tokkata.lm.conditions import Condition, Conditions, hide_all
 from tokkata.lm.generate import Generator, generate
 from tokkata.lm.load import load_lm
 from tokkata.lm.train import train_lm
-from tokkata.lm.wavenet import WaveNetConfig
+from tokkata.lm.wavenet import WaveNet, WaveNetConfig
 from tokkata.tests.lm.sample_tokens import sample_recipe, write_samples
 from tokkata.tests.lm.tiny_steps import (
     LOCAL,
@@ -284,3 +285,16 @@ def test_each_clip_of_a_batch_has_its_own_condition():
         parts = [lm.logits(tokens[i : i + 1], PITCHES.encode({"pitch": [p]})) for i, p in enumerate([60, 62])]
         both = lm.logits(tokens[:2], PITCHES.encode({"pitch": [60, 62]}))
     torch.testing.assert_close(torch.cat(parts), both, rtol=1e-5, atol=1e-4)
+
+
+def test_at_first_near_amplitudes_are_alike_and_all_are_equally_likely():
+    torch.manual_seed(0)
+    config = WaveNetConfig.for_codec(SAMPLES | {"codebook_size": 256})
+    lm = WaveNet(config)
+    with torch.no_grad():
+        for rows in (lm.table[0, 0, :-1], lm.table[1, 0, :-1], lm.head[1].weight):
+            squares = (rows[:, None] - rows[None]).square().mean(-1)  # [V, V]
+            near, far = squares.diagonal(1).mean(), squares.diagonal(100).mean()
+            assert near < 0.1 * far
+        loss = float(lm(torch.randint(0, 256, (2, 1, 200))).mean)
+    assert loss == pytest.approx(math.log(256), abs=0.1)

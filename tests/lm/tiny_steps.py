@@ -58,15 +58,16 @@ def samplernn(conditions: Conditions = PITCHES, scale: float = 2.0, **shape: Any
     return loud(lambda: SampleRNN(SampleRNNConfig.for_codec(SAMPLES, conditions, **shape)), scale)
 
 
-def loud(make: Callable[[], Model], scale: float, seed: int = 0) -> Model:
-    """A model in evaluation mode with all weights `scale` times as large, the output's far larger."""
-    torch.manual_seed(seed)
+def loud(make: Callable[[], Model], scale: float) -> Model:
+    """A model in evaluation mode with weights `scale` times as large, small ones of the output far more."""
+    torch.manual_seed(0)
     lm = make().eval()
     with torch.no_grad():
         for name, parameter in lm.named_parameters():
             if name.endswith("start"):
                 parameter.normal_()
-            parameter.mul_(scale * 8 if name.startswith("head") else scale)
+            is_small = name.startswith("head") and lm.config.kind != "wavenet"
+            parameter.mul_(8 * scale if is_small else scale)
     return lm
 
 
