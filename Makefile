@@ -17,6 +17,7 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/bench_tokenize.py $(BENCH)
 	$(BIN)/python tests/benchmarks/bench_compare.py $(BENCH)
 	$(BIN)/python tests/benchmarks/bench_scores.py $(BENCH)
+	$(BIN)/python tests/benchmarks/bench_samples.py $(BENCH)
 	$(BIN)/python tests/benchmarks/bench_generation.py $(BENCH)
 	$(BIN)/python tests/benchmarks/bench_training.py $(BENCH)
 

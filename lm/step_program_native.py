@@ -32,9 +32,9 @@ from .step_program import (
 _LANES, _MAX_SOURCES = 16, 8
 _ACTIVATIONS = {"none": 0, "relu": 1, "tanh": 2, "gated": 3}
 
-SHARED_WEIGHTS = 8192
-"""A matrix of this size is shared out among cores by its outputs: a barrier costs about as much as reading
-it."""
+SHARED_WEIGHTS, SHARED_WEIGHTS_OF_MANY, MANY_ROWS = 8192, 150_000, 8
+"""A matrix of this size is shared out among cores by its outputs, because a barrier costs about as much as
+reading it. Of many rows each core has enough to do, and reads all weights but the largest matrices'."""
 
 
 class _Clock(ctypes.Structure):
@@ -220,7 +220,8 @@ class NativeExecutor:
                 sources = operation.sources
                 found.num_outputs, found.num_inputs = operation.weight.shape
                 found.activation = _ACTIVATIONS[operation.activation]
-                found.by_outputs = operation.weight.numel() >= SHARED_WEIGHTS
+                enough = SHARED_WEIGHTS_OF_MANY if self._num_rows >= MANY_ROWS else SHARED_WEIGHTS
+                found.by_outputs = operation.weight.numel() >= enough
                 add = operation.add
             case GruCell():
                 found.kind, sources = 2, (operation.inputs, operation.recurrent)

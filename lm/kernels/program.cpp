@@ -109,8 +109,7 @@ void outputs_of(const Operation& op, const Source* sources, float* out, const fl
       Floats w[PANELS];
       for (int p = 0; p < PANELS; ++p) w[p] = Storage::floats(weights + p * panel_stride);
       // Many rows take long enough for the next pair's weights to come.
-      if (ROWS >= 4)
-        for (int p = 0; p < PANELS; ++p) __builtin_prefetch(weights + (PANELS + p) * panel_stride, 0, 2);
+      if (ROWS == 8) __builtin_prefetch(weights + (PANELS + (row / 8) % 2) * panel_stride, 0, 2);
       for (int r = 0; r < ROWS; ++r)
         for (int p = 0; p < PANELS; ++p) sums[r][p] += w[p] * rows[r][i];
     }

@@ -25,7 +25,7 @@ from tokkata.tests.lm import tiny_steps
 from tokkata.tests.lm.tiny_lm import naive_greedy
 from tokkata.tests.lm.tiny_steps import EXECUTORS, FAMILIES, V, random_input, some
 
-WIDE = {"residual_channels": 64, "gate_channels": 80, "skip_channels": 130}
+WIDE = {"residual_channels": 64, "gate_channels": 80, "skip_channels": 400}
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler"
