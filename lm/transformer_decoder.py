@@ -25,7 +25,7 @@ def prepare_transformer(lm: TransformerLM, weights: Weights) -> Prepared:
     if lm.device.type == "cuda":
         if weights == "int8":
             raise UserError("weights cannot be 'int8' on a GPU: choose 'bf16'")
-        return GraphTransformer(lm if weights == "fp32" else copy.deepcopy(lm).to(torch.bfloat16))
+        return GraphTransformer(lm if weights == "fp32" else copy.deepcopy(lm).to(torch.bfloat16).eval())
     if lm.device.type != "cpu":
         if weights != "fp32":
             raise UserError(f"weights cannot be '{weights}' on {lm.device.type}: choose 'fp32'")
@@ -66,6 +66,4 @@ class PlainDecoder(Decoder):
 
     def feed(self, tokens: Tensor) -> Tensor:
         """[R, K, S] to [R, K, V]."""
-        hidden = self._lm.hidden_states(tokens, cache=self._cache)
-        logits: Tensor = self._lm.head(hidden[:, -1]).unflatten(-1, (tokens.shape[1], -1))
-        return logits
+        return self._lm.next_logits(tokens, self._cache)
