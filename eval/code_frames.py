@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..core.errors import UserError
 from ..tokenize.chunking import window_frames
 from ..tokenize.codec import Codec
 from ..tokenize.fast_codec import fast
-from ..tokenize.segments import SegmentedCodec
 from .copies.find import MAX_FRAME_RATE
 from .embedding import Embedding, EmbeddingInfo, check_mono
-
-_WINDOW_S = 20.0
+from .embeddings.codec_latents import WINDOW_S, in_windows
 
 
 class CodeFrames(Embedding):
@@ -50,7 +47,7 @@ class CodeFrames(Embedding):
         )
         self.codebook_size = info.codebook_size
         self._codec = fast(codec)
-        self._window_frames = window_frames(codec.chunking, info.frame_rate, _WINDOW_S)
+        self._window_frames = window_frames(codec.chunking, info.frame_rate, WINDOW_S)
 
     def frames(self, num_samples: int) -> int:
         """One for each hop begun."""
@@ -62,11 +59,4 @@ class CodeFrames(Embedding):
         """Audio `[B, 1, N]` to `[B, T, K]`."""
         check_mono(audio)
         audio = audio.to(self._codec.device, torch.float32).expand(-1, self._codec.channels, -1)
-        if isinstance(self._codec, SegmentedCodec):
-            return self._codec.encode(audio).mT.float()
-        kept = []
-        for window in self._codec.plan(audio.shape[-1], self._window_frames):
-            samples = audio[..., window.start : window.start + window.num_samples]
-            codes = self._codec.encode(F.pad(samples, (0, window.pad_samples)))
-            kept.append(codes[..., window.drop_frames : window.drop_frames + window.keep_frames])
-        return torch.cat(kept, dim=-1).mT.float()
+        return in_windows(self._codec, self._codec.encode, audio, self._window_frames).mT.float()

@@ -25,7 +25,6 @@ from ..tokenize.corpus import Label
 from .conditions import Conditions, Given, GivenConditions, hide_all, join
 from .decoder import Decoder, Draft, Weights
 from .language_model import LanguageModel, LMConfig
-from .patterns import Pattern
 from .sampling import Sampling, clip_noise
 
 Inputs = Mapping[str, Given] | Mapping[str, Sequence[Label | Tensor | None]]
@@ -196,6 +195,8 @@ class Generator:
             )
             num_steps = pattern.num_steps(num_frames)
             num_complete = pattern.num_complete_frames(num_frames).tolist()
+            places = pattern.steps(num_frames, codes.device).expand(codes.shape[0], -1, -1)  # [B, K, T]
+            complete = window.num_known
             step = pattern.first_step(window.num_known, num_frames)
             with self._decoder(given, num_rows, num_steps) as decoder:
                 while step < num_steps:
@@ -205,14 +206,14 @@ class Generator:
                     with _inference(self._lm):
                         decoder.run(draft, step, stop)
                     step = stop
-                    complete = num_complete[stop - 1]
-                    found = _revert(pattern, draft.tokens[:, :, 1:], complete)
+                    before, complete = complete, num_complete[stop - 1]
+                    found = draft.tokens[:, :, 1:].gather(2, places[:, :, before:complete])
                     if bool((found == special).any()):  # what inversion ends at among NaN
                         raise UserError(
                             "the model predicts NaN: its weights are damaged, or too large for their"
                             " precision"
                         )
-                    codes[:, :, window.start : window.start + complete] = found
+                    codes[:, :, window.start + before : window.start + complete] = found
                     ready = window.start + complete
                     if ready >= chunk_end or ready == codes.shape[2]:  # a chunk may go on in the next window
                         yield codes[:, :, done:ready].clone()
@@ -261,12 +262,6 @@ def _windows(
         start = windows[-1].stop - overlap
         windows.append(_Window(start, min(num_frames, start + limit), overlap))
     return windows
-
-
-def _revert(pattern: Pattern, sequence: Tensor, num_complete: int) -> Tensor:
-    """The first `num_complete` frames [B, K, t] in a sequence [B, K, S]."""
-    steps = pattern.steps(pattern.num_frames(sequence.shape[2]), sequence.device)[:, :num_complete]
-    return sequence.gather(2, steps.expand(sequence.shape[0], -1, -1))
 
 
 @contextlib.contextmanager

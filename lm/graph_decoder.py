@@ -113,9 +113,7 @@ class GraphDecoder(Decoder):
     def feed(self, tokens: Tensor) -> Tensor:
         """[R, K, S] to [R, K, V]; for any number of steps."""
         assert self._cache is not None
-        hidden = self._lm.hidden_states(tokens, cache=self._cache)
-        logits: Tensor = self._lm.head(hidden[:, -1]).unflatten(-1, (tokens.shape[1], -1))
-        return logits
+        return self._lm.next_logits(tokens, self._cache)
 
     def run(self, draft: Draft, start: int, stop: int) -> None:
         """Sample the pattern's steps `start` to `stop` - 1; the first is fed with all that is known."""

@@ -99,14 +99,13 @@ class KernelDecoder(Decoder):
         num_prepended = 0 if fused.prefix is None else fused.prefix.shape[1]
         cache = KVCache(lm.config, self._num_rows, num_prepended + tokens.shape[2])
         cache.fused = fused
-        hidden = lm.hidden_states(tokens, cache=cache)
+        logits = lm.next_logits(tokens, cache)
         seen = torch.ones(self._num_rows, cache.length, dtype=torch.bool)
         if fused.prefix_mask is not None:
             seen[:, :num_prepended] = fused.prefix_mask
         self._lengths.copy_(seen.sum(1))
         for layer, buffers in enumerate(self._caches):
             _fill(buffers, cache.keys[layer], cache.values[layer], seen)
-        logits: Tensor = lm.head(hidden[:, -1]).unflatten(-1, (tokens.shape[1], -1))
         return logits
 
     def _operations(self, prepared: PackedTransformer, capacity: int) -> list[Operation]:

@@ -388,6 +388,11 @@ class TransformerLM(LanguageModel):
         y = self.head(self.hidden_states(tokens, conditions, cache))
         return y.unflatten(-1, (self.config.num_codebooks, -1)).transpose(1, 2)  # type: ignore[no-any-return]
 
+    def next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """The last step of `logits` alone: tokens [B, K, S] to [B, K, V]."""
+        y = self.head(self.hidden_states(tokens, cache=cache)[:, -1])
+        return y.unflatten(-1, (self.config.num_codebooks, -1))  # type: ignore[no-any-return]
+
     def memory_keys_values(self, memory: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Of a memory [B, M, D], those of each layer; none without a memory."""
         if memory is None:

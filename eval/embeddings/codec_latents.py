@@ -5,6 +5,7 @@ Shapes: B clips, C channels, N samples, T frames, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -81,14 +82,19 @@ class CodecLatents(Embedding):
         """Audio `[B, 1, N]` to `[B, T, D]`."""
         check_mono(audio)
         audio = audio.to(self._codec.device, torch.float32).expand(-1, self._codec.channels, -1)
-        if isinstance(self._codec, SegmentedCodec):
-            return self._codec.encode_latents(audio).transpose(1, 2)  # a segment at a time by itself
-        kept = []
-        for window in self._codec.plan(audio.shape[-1], self._window_frames):
-            samples = audio[..., window.start : window.start + window.num_samples]
-            latents = self._codec.encode_latents(F.pad(samples, (0, window.pad_samples)))
-            kept.append(latents[..., window.drop_frames : window.drop_frames + window.keep_frames])
-        return torch.cat(kept, dim=-1).transpose(1, 2)
+        return in_windows(self._codec, self._codec.encode_latents, audio, self._window_frames).mT
+
+
+def in_windows(codec: Codec, encode: Callable[[Tensor], Tensor], audio: Tensor, window_frames: int) -> Tensor:
+    """What `encode`, of codes or latents, makes of audio `[B, C, N]`, window after window: `[B, …, T]`."""
+    if isinstance(codec, SegmentedCodec):
+        return encode(audio)  # a segment at a time by itself
+    kept = []
+    for window in codec.plan(audio.shape[-1], window_frames):
+        samples = audio[..., window.start : window.start + window.num_samples]
+        frames = encode(F.pad(samples, (0, window.pad_samples)))
+        kept.append(frames[..., window.drop_frames : window.drop_frames + window.keep_frames])
+    return torch.cat(kept, dim=-1)
 
 
 def _frame_s(codec: Codec) -> float:

@@ -5,33 +5,20 @@ Shapes: B batch, K codebooks, T frames, S pattern steps, V codebook size.
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tokkata.core.files import read_jsonl
 from tokkata.lm.load import load_lm
 from tokkata.lm.train import train_lm
-from tokkata.tests.lm.tiny_steps import V, random_input, rnn, some
+from tokkata.tests.lm.tiny_steps import check_loss_of_the_pattern, random_frames, random_input, rnn, some
 
 
 def random_codes(batch_size=2, num_frames=12):
-    return torch.randint(0, V, (batch_size, 3, num_frames), generator=torch.Generator().manual_seed(1))
+    return random_frames(batch_size, num_frames)
 
 
 @pytest.mark.parametrize("pattern", ["delay", "parallel", "flatten"])
 def test_the_loss_is_that_of_the_pattern(pattern):
-    lm = rnn(pattern=pattern)
-    codes, values = random_codes(), some(lm, 2)
-    with torch.no_grad():
-        loss = lm(codes, values)
-        sequence = lm.pattern.apply(codes, V)
-        logits = lm.logits(F.pad(sequence[:, :, :-1], (1, 0), value=V), values)
-        steps = lm.pattern.steps(12)
-        per_codebook = [
-            F.cross_entropy(logits[:, k, steps[k]].flatten(0, 1), codes[:, k].flatten()) for k in range(3)
-        ]
-    torch.testing.assert_close(loss.per_codebook, torch.stack(per_codebook))
-    torch.testing.assert_close(loss.mean, torch.stack(per_codebook).mean())
-    assert loss.num_tokens == codes.numel()
+    check_loss_of_the_pattern(rnn(pattern=pattern), random_codes())
 
 
 def test_padding_is_neither_seen_nor_counted():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokkata.lm.causal_conv import CausalConvConfig, CausalConvLM
@@ -120,3 +121,25 @@ def decoder(lm: StepModel, executor: str, given: GivenConditions, num_rows: int)
         kind = TorchExecutor if executor == "torch" else GraphExecutor
         chosen = kind(program, num_rows, initial, lm.device)
     return ProgramDecoder(chosen, program, num_rows)
+
+
+def random_frames(batch_size: int, num_frames: int) -> Tensor:
+    """Codes [B, K, T] of three codebooks."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, V, (batch_size, 3, num_frames), generator=generator)
+
+
+def check_loss_of_the_pattern(lm: StepModel, codes: Tensor) -> None:
+    """The loss is the cross-entropy of the logits where the model's pattern has tokens."""
+    values = some(lm, len(codes))
+    with torch.no_grad():
+        loss = lm(codes, values)
+        sequence = lm.pattern.apply(codes, V)
+        logits = lm.logits(F.pad(sequence[:, :, :-1], (1, 0), value=V), values)
+        steps = lm.pattern.steps(codes.shape[2])
+        per_codebook = [
+            F.cross_entropy(logits[:, k, steps[k]].flatten(0, 1), codes[:, k].flatten()) for k in range(3)
+        ]
+    torch.testing.assert_close(loss.per_codebook, torch.stack(per_codebook))
+    torch.testing.assert_close(loss.mean, torch.stack(per_codebook).mean())
+    assert loss.num_tokens == codes.numel()
