@@ -1,7 +1,7 @@
 """What a recipe can say: every section and setting, with its unit, default and meaning.
 
 The many kinds of corpora, codecs, features and models have files of their own: `schema_corpora.py`,
-`schema_codecs.py`, `schema_features.py` and `schema_models.py`.
+`schema_codecs.py`, `schema_features.py`, `schema_models.py` and `schema_trained_codecs.py`.
 
 A recipe is data. Each class below is one section; the text under a setting becomes its description in
 `recipes/schema.json` and in error messages. This module imports no stage and no torch, so a recipe is
@@ -18,7 +18,8 @@ from pydantic import Field, model_validator
 from .schema_codecs import Codec
 from .schema_corpora import Corpus
 from .schema_features import Features
-from .schema_models import DacModel, LanguageModelSection, Model, TransformerModel
+from .schema_models import LanguageModelSection, Model, TransformerModel
+from .schema_trained_codecs import DacModel, TrainedCodec
 from .sections import (
     NOT_BOOL,
     OPERATIONAL,
@@ -30,7 +31,7 @@ from .sections import (
     Split,
 )
 
-__all__ = ["DacModel", "Eval", "Generate", "Recipe", "Tokenize", "Train", "TransformerModel"]
+__all__ = ["DacModel", "Eval", "Generate", "Recipe", "Tokenize", "Train", "TrainedCodec", "TransformerModel"]
 
 # ------------------------------------------------------------------------------- training and what follows
 
@@ -237,8 +238,10 @@ class Recipe(Section):
             raise ValueError(
                 f"a {self.model.kind} is trained on tokens: add a section 'codec', such as 'kind: {example}'"
             )
-        if self.model.kind == "dac" and self.codec is not None:
-            raise ValueError("model 'dac' is a codec and is trained on audio: remove the section 'codec'")
+        if isinstance(self.model, TrainedCodec) and self.codec is not None:
+            raise ValueError(
+                f"model '{self.model.kind}' is a codec and is trained on audio: remove the section 'codec'"
+            )
         return self
 
     @model_validator(mode="after")

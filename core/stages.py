@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .schema import Recipe
+from .schema import Recipe, TrainedCodec
 
 SAMPLE_CODES = "codes.safetensors"
 """Beside generated clips: their tokens, codes [K, T] under each file's name."""
@@ -43,26 +43,26 @@ TOKEN_MODEL_STAGES = (
     Stage("eval", "tokkata.eval.score", "evaluate", ("eval",), ("eval",), "generate"),
 )
 
-CODEC_STAGES = (
-    Stage(
-        "prepare",
-        "tokkata.tokenize.training.prepare",
-        "prepare",
-        ("data", "audio", "model.sample_rate_hz"),
-        ("audio",),
-    ),
-    Stage(
-        "train",
-        "tokkata.tokenize.training.train_codec",
-        "train_codec",
-        ("model", "train"),
-        ("checkpoints", "model", "logs"),
-        "prepare",
-    ),
-    Stage("eval", "tokkata.eval.reconstruction", "evaluate_codec", ("eval",), ("eval",), "train"),
-)
+_CODEC_PROGRAMS = {"dac": ("tokkata.tokenize.training.train_codec", "train_codec")}
+"""By kind of codec: the module that trains it, and its function."""
+
+
+def _codec_stages(kind: str) -> tuple[Stage, ...]:
+    module, function = _CODEC_PROGRAMS[kind]
+    return (
+        Stage(
+            "prepare",
+            "tokkata.tokenize.training.prepare",
+            "prepare",
+            ("data", "audio", "model.sample_rate_hz"),
+            ("audio",),
+        ),
+        Stage("train", module, function, ("model", "train"), ("checkpoints", "model", "logs"), "prepare"),
+        Stage("eval", "tokkata.eval.reconstruction", "evaluate_codec", ("eval",), ("eval",), "train"),
+    )
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """The stages that `recipe` runs through, in order."""
-    return CODEC_STAGES if recipe.model.kind == "dac" else TOKEN_MODEL_STAGES
+    model = recipe.model
+    return _codec_stages(model.kind) if isinstance(model, TrainedCodec) else TOKEN_MODEL_STAGES

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from tokkata.core.recipe import load_recipe
+from tokkata.core.schema import TrainedCodec
 from tokkata.tests.made_corpora import MAKERS
 from tokkata.tokenize.corpora.dataset_facts import DATASETS
 
@@ -69,7 +70,7 @@ def test_each_recipe_is_valid_executable_and_known_to_editors(path):
 def test_each_recipe_says_what_it_would_run(path, tokkata, tmp_path):
     result = tokkata("run", path, f"runs_dir={tmp_path}", "--dry-run")
     assert result.returncode == 0, result.stderr
-    codec = load_recipe(path).model.kind == "dac"
+    codec = isinstance(load_recipe(path).model, TrainedCodec)
     stages = ["prepare", "train", "eval"] if codec else ["tokenize", "train", "generate", "eval"]
     headings = [line for line in result.stdout.splitlines() if line.startswith("#")]
     assert headings == [f"# {stage}" for stage in stages]

@@ -8,14 +8,14 @@ from __future__ import annotations
 import sys
 
 from ...core.run import stage_main
-from ...core.schema import DacModel, Recipe
+from ...core.schema import Recipe, TrainedCodec
 from ..load_corpus import load_corpus
 from .audio_store import write_audio_store
 
 
 def prepare(recipe: Recipe) -> None:
     """Write `audio/`."""
-    assert isinstance(recipe.model, DacModel)
+    assert isinstance(recipe.model, TrainedCodec)
     folder = recipe.folder / "audio"
     corpus = load_corpus(recipe.data)
     num_rejected = write_audio_store(folder, corpus, recipe.model.sample_rate_hz, recipe.audio)
