@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import Visible
+from ..core.attention import Visible
+from ..core.rotary import rotary_tables
 from .conditioner import Fused
 from .conditions import GivenConditions
 from .decoder import Decoder, Draft, Prepared
 from .sampling import Sampling
-from .transformer import KVCache, Surroundings, TransformerLM, rotary_tables, sinusoids
+from .transformer import KVCache, Surroundings, TransformerLM, sinusoids
 
 BUCKET = 256
 """Steps by which the part of the cache that attention looks at grows."""

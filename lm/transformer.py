@@ -24,7 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Backend, Visible, attend, attend_memory, usable_backend
+from ..core.attention import Backend, Visible, attend, attend_memory, usable_backend
+from ..core.rms_norm import RMSNorm
+from ..core.rotary import rotary_tables, rotate
 from .conditioner import Conditioner, Fused
 from .conditions import GivenConditions
 from .decoder import Prepared, Weights
@@ -85,23 +87,6 @@ class Surroundings:
     backend: Backend = "sdpa"
 
 
-# RoPE: RoFormer, arXiv:2104.09864, eq. 34, where dimension i of a head is paired with i + D/2H.
-def rotary_tables(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the angles at `positions` [..., S]: two [..., S, D/2H] float32.
-
-    Computed when needed: a table of fixed length would bound how long a clip can be.
-    """
-    frequencies = 10000.0 ** -torch.linspace(0, 1, head_dim // 2 + 1, device=positions.device)[:-1]
-    angles = positions[..., None] * frequencies
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of dimensions of `x` [B, H, S, D/H] by its position's angle."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
-
-
 # As in audiocraft and tensor2tensor: "Attention Is All You Need", arXiv:1706.03762, sec. 3.5, but with the
 # cosines first and D/2 - 1 in the exponent.
 def sinusoids(positions: Tensor, dim: int) -> Tensor:
@@ -110,16 +95,6 @@ def sinusoids(positions: Tensor, dim: int) -> Tensor:
     steps = torch.arange(dim // 2, device=positions.device)
     angles = positions[..., None] * torch.exp(steps.float() * -(math.log(10000) / (dim // 2 - 1)))
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-# RMSNorm: arXiv:1910.07467, eq. 4.
-class RMSNorm(nn.RMSNorm):
-    """Normalisation whose gains take the input's type: under autocast, torch fuses it only if they agree."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to the same."""
-        assert self.weight is not None
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 def make_norm(config: TransformerConfig) -> nn.Module:

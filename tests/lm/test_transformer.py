@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokkata.lm.attention import Visible
+from tokkata.core.attention import Visible
+from tokkata.core.rotary import rotary_tables, rotate
 from tokkata.lm.conditions import select
 from tokkata.lm.transformer import (
     KVCache,
@@ -12,8 +13,6 @@ from tokkata.lm.transformer import (
     Surroundings,
     TransformerConfig,
     TransformerLM,
-    rotary_tables,
-    rotate,
     sinusoids,
 )
 from tokkata.tests.lm.tiny_lm import (
@@ -147,18 +146,6 @@ def test_attention_is_the_textbook_formula() -> None:
     torch.testing.assert_close(found, attention.out(expected.flatten(1)))
 
 
-def test_rotary_products_depend_on_the_distance_alone() -> None:
-    q, k = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0))
-    far = [rotate(y, *rotary_tables(torch.tensor([s]), 8)) for y, s in ((q, 1007), (k, 1003))]
-    near = [rotate(y, *rotary_tables(torch.tensor([s]), 8)) for y, s in ((q, 4), (k, 0))]
-    torch.testing.assert_close((far[0] * far[1]).sum(), (near[0] * near[1]).sum(), atol=1e-4, rtol=1e-4)
-    other = rotate(q, *rotary_tables(torch.tensor([5]), 8))
-    assert not torch.allclose((other * near[1]).sum(), (near[0] * near[1]).sum(), atol=1e-3)
-    # Position 1, slowest and fastest pair: angles 1 and 10000^(-3/4).
-    cos, _ = rotary_tables(torch.tensor([1]), 8)
-    torch.testing.assert_close(cos[0, [0, 3]], torch.tensor([math.cos(1), math.cos(1e-3)]))
-
-
 def test_sinusoids_are_the_formula() -> None:
     found = sinusoids(torch.tensor([0, 3]), 8)
     frequencies = [10000 ** (-i / 3) for i in range(4)]
@@ -263,3 +250,12 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(lm.hidden_states(hidden), lm.hidden_states(hidden))
     lm.eval()
     assert torch.equal(lm.hidden_states(hidden), lm.hidden_states(hidden))
+
+
+def test_a_model_falls_back_and_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    lm, codes = tiny(), random_codes()
+    expected = lm(codes).mean
+    lm.use_attention("xformers")
+    assert lm.backend == "sdpa"
+    assert torch.equal(lm(codes).mean, expected)
+    assert "attention: 'xformers' cannot be used on cpu" in capsys.readouterr().err

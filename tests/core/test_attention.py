@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokkata.lm import attention as module
-from tokkata.lm.attention import Visible, attend, attend_memory, usable_backend
-from tokkata.tests.lm.tiny_lm import random_codes, tiny
+from tokkata.core import attention as module
+from tokkata.core.attention import SeenKeys, Visible, attend, attend_memory, usable_backend
 
 CPU = torch.device("cpu")
 
@@ -81,6 +80,14 @@ def test_a_mask_is_used_and_not_replaced_by_the_causal_one(visible: Visible) -> 
     torch.testing.assert_close(attend(q, k, v, visible), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_kv_heads", [2, 4])
+def test_keys_of_padding_are_seen_by_no_query(num_kv_heads: int) -> None:
+    q, k, v = queries_keys_values(5, 5, num_kv_heads=num_kv_heads)
+    keys = torch.tensor([[True, False, True, True, False], [False, False, False, True, False]])
+    seen = keys[:, None].expand(2, 5, 5)
+    torch.testing.assert_close(attend(q, k, v, SeenKeys(keys)), by_hand(q, k, v, seen), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize(
     "visible",
@@ -144,15 +151,6 @@ def test_a_library_that_is_wrong_is_not_used(
     assert capsys.readouterr().err == ""
 
 
-def test_a_model_falls_back_and_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    lm, codes = tiny(), random_codes()
-    expected = lm(codes).mean
-    lm.use_attention("xformers")
-    assert lm.backend == "sdpa"
-    assert torch.equal(lm(codes).mean, expected)
-    assert "attention: 'xformers' cannot be used on cpu" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "visible",
@@ -162,12 +160,14 @@ def test_a_model_falls_back_and_is_the_same(capsys: pytest.CaptureFixture[str]) 
         Visible(1, 15),
         Visible(6, 10, keys=torch.rand(2, 16, generator=torch.Generator().manual_seed(0)) < 0.6),
         Visible(16, clips=torch.tensor([[0] * 5 + [1] * 11, [2] * 9 + [3] * 7])),
+        SeenKeys(torch.arange(16) < torch.tensor([[16], [9]])),
     ],
-    ids=["all", "causal", "one", "keys", "clips"],
+    ids=["all", "causal", "one", "keys", "clips", "padding"],
 )
-def test_flex_attention_gives_the_same(visible: Visible | None) -> None:
+def test_flex_attention_gives_the_same(visible: Visible | SeenKeys | None) -> None:
     torch._dynamo.reset()
-    q, k, v = queries_keys_values(visible.num_queries if visible else 16, 16, num_kv_heads=2)
+    num_queries = visible.num_queries if isinstance(visible, Visible) else 16
+    q, k, v = queries_keys_values(num_queries, 16, num_kv_heads=2)
     with torch.no_grad():
         found = attend(q, k, v, visible, "flex")
     torch.testing.assert_close(found, attend(q, k, v, visible), atol=1e-5, rtol=1e-5)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,36 @@ class Visible:
         return self._block
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible | None, backend: Backend = "sdpa") -> Tensor:
+@dataclass
+class SeenKeys:
+    """Keys that every query of a clip sees: self-attention in both directions over clips with padding."""
+
+    keys: Tensor  # [B, L] bool, True for at least one key of each clip
+    is_plain: ClassVar[bool] = False
+    _block: Any = field(default=None, repr=False)
+
+    def dense(self, device: torch.device) -> Tensor:
+        """True for keys that are seen: [B, 1, 1, L]."""
+        return self.keys[:, None, None].to(device)
+
+    def block(self, device: torch.device) -> Any:
+        """The same as flex attention's `BlockMask`."""
+        if self._block is None:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            batch_size, num_keys = self.keys.shape
+            keys = self.keys.to(device)
+
+            def seen(b: Tensor, h: Tensor, s: Tensor, l: Tensor) -> Tensor:  # noqa: E741
+                return keys[b, l]
+
+            self._block = create_block_mask(seen, batch_size, None, num_keys, num_keys, device=str(device))
+        return self._block
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, visible: Visible | SeenKeys | None, backend: Backend = "sdpa"
+) -> Tensor:
     """Queries [B, H, S, Dh] over keys and values [B, H_kv, L, Dh] to [B, H, S, Dh].
 
     `visible` None lets every query see every key.
@@ -93,7 +122,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible | None, backend: Ba
         return y
     grouped = q.shape[1] != k.shape[1]
     if visible is None or visible.is_plain:
-        causal = visible is not None and visible.num_queries > 1
+        causal = isinstance(visible, Visible) and visible.num_queries > 1
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
     mask = visible.dense(q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
@@ -148,7 +177,7 @@ def _probe(backend: Backend, device_type: str, head_dim: int) -> str | None:
     return None
 
 
-def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, visible: Visible | None) -> Tensor:
+def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, visible: Visible | SeenKeys | None) -> Tensor:
     from xformers import ops  # type: ignore[import-untyped,unused-ignore]
     from xformers.ops import LowerTriangularMask  # type: ignore[import-untyped,unused-ignore]
 
@@ -156,14 +185,14 @@ def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, visible: Visible | None) -
     if groups > 1:
         k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
     bias: Any = None
-    if visible is not None and visible.is_plain:
+    if isinstance(visible, Visible) and visible.is_plain:
         bias = LowerTriangularMask() if visible.num_queries > 1 else None
     elif visible is not None:
         # xFormers adds a bias; its rows must begin at multiples of 8 elements.
         seen = visible.dense(q.device)
         padded = -seen.shape[-1] % 8
         bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, -torch.inf)
-        bias = F.pad(bias, (0, padded))[..., : seen.shape[-1]].expand(q.shape[0], q.shape[1], -1, -1)
+        bias = F.pad(bias, (0, padded))[..., : seen.shape[-1]].expand(q.shape[0], q.shape[1], q.shape[2], -1)
     y = ops.memory_efficient_attention(*(t.transpose(1, 2) for t in (q, k, v)), attn_bias=bias)
     return y.transpose(1, 2)  # type: ignore[no-any-return]
 
