@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..core.audio import resample, to_channels
-from ..tokenize.corpus import Label
+from ..core.label import Label
 from .bootstrap import share_interval
 from .measured import BETTER, Score, no_score
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import soundfile
 
-from ..tokenize.corpus import Label
+from ..core.label import Label
 from .report import ListeningRow, Player
 from .sets import ClipSet
 from .spectrogram import spectrogram_png

@@ -18,10 +18,11 @@ import torch
 from ..core.audio import AudioError, resample, to_channels
 from ..core.audio_stream import AS_IT_IS
 from ..core.files import read_jsonl
+from ..core.label import Label
 from ..core.schema import Audio
 from ..core.sections import Split
 from ..tokenize.codec import Codec
-from ..tokenize.corpus import Clip, Corpus, Label, read_clip
+from ..tokenize.corpus import Clip, Corpus, read_clip
 
 BATCH_SAMPLES = 1 << 19
 """Samples that the codec sees at once; the longer the clips, the smaller the batches."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ..core.conditions import Conditions
 from ..core.schema_models import (
     CausalConvModel,
     LanguageModelSection,
@@ -17,7 +18,6 @@ from ..core.schema_models import (
 )
 from ..tokenize.store import TokenStore
 from .causal_conv import CausalConvConfig, CausalConvLM
-from .conditions import Conditions
 from .language_model import LanguageModel
 from .rnn import RNNLM, RNNConfig
 from .samplernn import SampleRNN, SampleRNNConfig

@@ -7,12 +7,12 @@ import shlex
 from pathlib import Path
 
 from ..core.card import SCORES_HEADING
+from ..core.conditions import Condition
 from ..core.files import write_text
 from ..core.recipe import dump_recipe
 from ..core.schema import Recipe
 from ..core.schema_models import TransformerModel
 from ..tokenize.origin import ORIGIN, Origin, origins_of, read_origins
-from .conditions import Condition
 from .language_model import LanguageModel, LMConfig
 
 MODEL = "MODEL_FOLDER_OR_HUB_ID"

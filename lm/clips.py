@@ -22,11 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.audio import growing_path, growing_wav, write_wav_blocks
+from ..core.conditions import GivenConditions, select
 from ..core.files import atomic_file, write_jsonl
 from ..core.progress import progress_bar
 from ..core.stages import SAMPLE_CODES
 from ..tokenize.codec import Codec
-from .conditions import GivenConditions, select
 from .generate import Generator
 from .sampling import Sampling
 from .stream import check_codec, stream_audio

@@ -15,8 +15,8 @@ import typer
 from ..core.errors import UserError
 
 if TYPE_CHECKING:
-    from .conditions import Conditions
-    from .inputs import Told
+    from ..core.conditions import Conditions
+    from ..tokenize.features.told import Told
 
 Source = Annotated[
     str,
@@ -133,8 +133,8 @@ def generate_from_model(
     from .clips import Clips, write_clips
     from .decoder import Weights
     from .generate import Generator
-    from .inputs import encode_prompt
     from .load import codec_of, load_lm
+    from .prompt import encode_prompt
     from .sampling import Sampling
 
     known = get_args(Weights)
@@ -171,7 +171,8 @@ def generate_from_model(
         codes = beginning[None].expand(num, -1, -1)
         prompted = {"prompt": str(prompt), "prompt_s": beginning.shape[1] / config.frame_rate}
         notes = [note | prompted for note in notes]
-    inputs = told.inputs(config, num, num_frames, where)
+    heard_s = min(num_frames, config.window_frames or num_frames) / config.frame_rate
+    inputs = told.inputs(config.conditions, num, heard_s, where)
     written = write_clips(
         folder,
         Generator(lm, weights=cast("Literal['fp32', 'bf16', 'int8']", weights or "fp32")),
@@ -198,7 +199,7 @@ def _told(
     melody: Path | None,
     style: Path | None,
 ) -> Told:
-    from .inputs import Told, split_values
+    from ..tokenize.features.told import Told, split_values
 
     labels: dict[str, list[str]] = {}
     for word in label:

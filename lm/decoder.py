@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .conditions import GivenConditions
+from ..core.conditions import GivenConditions
 from .sampling import Sampling
 
 Weights = Literal["fp32", "bf16", "int8"]

@@ -14,6 +14,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+from ..core.conditions import Conditions, condition_coins
 from ..core.errors import UserError
 from ..core.loop import Batch, step_seed
 from ..core.packed_sampler import PackedSampler
@@ -21,7 +22,6 @@ from ..core.sampler import ConsecutiveSampler, CropSampler
 from ..core.schema import Train
 from ..tokenize.store import TokenSplit, TokenStore
 from .batches import TokenBatches
-from .conditions import Conditions, condition_coins
 from .language_model import LanguageModel
 from .samplernn import SampleRNN
 from .step_model import StepModel

@@ -12,13 +12,13 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from ..core.conditions import Condition, Conditions, label_condition
 from ..core.errors import UserError
 from ..core.schema_models import ModelCondition, TransformerModel
 from ..tokenize.codec import CodecInfo
+from ..tokenize.features.clip_conditions import conditions_of
 from ..tokenize.features.feature import FeatureInfo
 from ..tokenize.store import TokenSplit, TokenStore
-from .batches import conditions_of
-from .conditions import Condition, Conditions, label_condition
 from .load import load_lm
 from .lora import add_adapters
 from .transformer import TransformerConfig, TransformerLM

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ..core.conditions import Condition
 from ..core.mfu import transformer_flops
 from .batches import TokenBatches
-from .conditions import Condition
 from .language_model import LanguageModel
 from .transformer_config import TransformerConfig
 

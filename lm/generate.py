@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.conditions import Conditions, Given, GivenConditions, hide_all, join
 from ..core.errors import UserError
-from ..tokenize.corpus import Label
-from .conditions import Conditions, Given, GivenConditions, hide_all, join
+from ..core.label import Label
 from .decoder import Decoder, Draft, Weights
 from .language_model import LanguageModel, LMConfig
 from .sampling import Sampling, clip_noise

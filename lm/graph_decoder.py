@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.attention import Visible
+from ..core.conditioner import Fused
+from ..core.conditions import GivenConditions
 from ..core.rotary import rotary_tables
-from .conditioner import Fused
-from .conditions import GivenConditions
 from .decoder import Decoder, Draft, Prepared
 from .sampling import Sampling
 from .transformer import KVCache, Surroundings, TransformerLM, sinusoids

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
+from ..core.conditions import Conditions, GivenConditions
 from ..core.errors import UserError
 from ..core.files import atomic_file, write_json
-from .conditions import Conditions, GivenConditions
 from .decoder import Prepared, Weights
 from .patterns import Pattern
 

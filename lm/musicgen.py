@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.conditions import Condition, Conditions
 from ..core.errors import UserError
 from ..tokenize.codec import CodecInfo, library_versions
 from ..tokenize.features.feature import FeatureInfo
 from ..tokenize.features.melody import NUM_CHROMA, Melody
-from .conditions import Condition, Conditions
 from .musicgen_source import MusicgenSource, musicgen_source
 from .transformer import TransformerConfig, TransformerLM, sinusoids
 

@@ -11,8 +11,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .conditioner import Conditioner
-from .conditions import GivenConditions
+from ..core.conditioner import Conditioner
+from ..core.conditions import GivenConditions
 from .step_model import StepConfig, StepModel, StepPattern
 from .step_program import (
     Buffer,

@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.conditions import GivenConditions
 from ..core.device import best_device
 from ..core.errors import UserError
 from ..core.files import atomic_folder
+from ..core.label import Label
 from ..core.run import stage_main
 from ..core.schema import Generate, Recipe
 from ..tokenize.codec import Codec, load_codec_from_info
-from ..tokenize.corpus import Label
 from ..tokenize.store import TokenStore
 from .batches import TokenBatches
 from .clips import Clips, write_clips
-from .conditions import GivenConditions
 from .generate import Generator
 from .language_model import LanguageModel
 from .load import load_lm

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
+from ..core.conditioner import Conditioner
+from ..core.conditions import GivenConditions
 from ..core.errors import UserError
-from .conditioner import Conditioner
-from .conditions import GivenConditions
 from .language_model import LMLoss
 from .ordered_classes import ordered_rows
 from .rnn import Cell, cell_name, hidden_name, make_rnn, rnn_operations

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.conditions import Conditions, GivenConditions
 from ..core.errors import UserError
-from .conditions import Conditions, GivenConditions
 from .decoder import Prepared, Weights
 from .language_model import LanguageModel, LMConfig, LMLoss
 from .patterns import Pattern, make_pattern

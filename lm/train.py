@@ -22,8 +22,8 @@ from ..core.loop import Batch, Job, Loss, Phase, adamw, train
 from ..core.run import is_main_process, stage_main
 from ..core.schema import Recipe
 from ..core.schema_models import LanguageModelSection, TransformerModel
+from ..tokenize.features.clip_conditions import conditions_of, from_batch
 from ..tokenize.store import TokenStore
-from .batches import conditions_of, from_batch
 from .build import build_lm
 from .card import write_card
 from .feeding import STATE, Feed, Source, make_feed

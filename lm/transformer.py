@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.attention import Backend, Visible, attend, attend_memory, usable_backend
+from ..core.conditioner import Conditioner, Fused
+from ..core.conditions import GivenConditions
 from ..core.rms_norm import RMSNorm
 from ..core.rotary import rotary_tables, rotate
-from .conditioner import Conditioner, Fused
-from .conditions import GivenConditions
 from .decoder import Prepared, Weights
 from .language_model import LanguageModel, LMLoss
 from .transformer_config import TransformerConfig

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
+from ..core.conditions import Conditions
 from ..core.errors import UserError
-from .conditions import Conditions
 from .language_model import LMConfig
 from .patterns import Pattern, PatternName, make_pattern
 

@@ -10,8 +10,8 @@ import copy
 import torch
 from torch import Tensor
 
+from ..core.conditions import GivenConditions
 from ..core.errors import UserError
-from .conditions import GivenConditions
 from .decoder import Decoder, Prepared, Weights
 from .graph_decoder import GraphTransformer
 from .kernel_decoder import PackedTransformer

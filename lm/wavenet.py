@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.conditioner import Conditioner
+from ..core.conditions import Condition, Conditions, GivenConditions
 from ..core.errors import UserError
-from .conditioner import Conditioner
-from .conditions import Condition, Conditions, GivenConditions
 from .ordered_classes import ordered_rows
 from .step_model import StepConfig, StepModel
 from .step_program import Buffer, Clock, Embed, Initial, Linear, Operation, Place, Program, whole

@@ -13,11 +13,9 @@ import numpy as np
 
 from ..core.audio import AudioSource
 from ..core.audio_stream import AS_IT_IS, open_audio
+from ..core.label import Label
 from ..core.schema import Audio
 from ..core.sections import Split
-
-Label = int | float | str | tuple[str, ...]
-"""A number, a name, or any number of tags."""
 
 LabelTypes = Mapping[str, type[int] | type[float] | type[str] | type[tuple]]  # type: ignore[type-arg]
 """The label columns of a corpus; `tuple` stands for tags."""

@@ -28,9 +28,9 @@ import numpy as np
 
 from ..core.errors import UserError
 from ..core.files import read_jsonl
+from ..core.label import Label
 from ..core.sections import Split
 from .codec import CodecInfo
-from .corpus import Label
 from .features.feature import FeatureInfo, read_features
 from .store_writer import (
     CODEC,

@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 
 from ..core.audio_stream import AudioFacts
 from ..core.files import PARTIAL_PREFIX, atomic_file, read_jsonl, write_json, write_jsonl
+from ..core.label import Label
 from ..core.sections import Split
 from .codec import CodecInfo
-from .corpus import Label, LabelTypes
+from .corpus import LabelTypes
 from .features.feature import FEATURES, FeatureInfo, write_features
 from .latent_stats import LatentStats
 

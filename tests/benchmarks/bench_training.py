@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import MusicgenDecoderConfig, MusicgenForCausalLM
 
-from tokkata.lm.conditions import GivenConditions
+from tokkata.core.conditions import GivenConditions
 from tokkata.lm.transformer import TransformerConfig, TransformerLM
 
 TEXT_LENGTH = 20

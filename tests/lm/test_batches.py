@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from tokkata.core.conditions import Condition, Conditions
 from tokkata.core.errors import UserError
 from tokkata.core.schema_models import ModelCondition
-from tokkata.lm.batches import TokenBatches, conditions_of, from_batch, to_batch
-from tokkata.lm.conditions import Condition, Conditions
+from tokkata.lm.batches import TokenBatches
 from tokkata.tests.lm.tiny_lm import some_of_everything
+from tokkata.tokenize.features.clip_conditions import conditions_of, from_batch, to_batch
 from tokkata.tokenize.features.feature import FeatureInfo
 
 K, NUM_CLIPS = 2, 3

@@ -8,14 +8,14 @@ import torch
 import yaml
 
 from tokkata.core.card import fill_scores
+from tokkata.core.conditions import Condition, Conditions
 from tokkata.core.recipe import dump_recipe
 from tokkata.core.schema_models import TransformerModel
-from tokkata.lm.batches import conditions_of
 from tokkata.lm.build import transformer_config
 from tokkata.lm.card import write_card
-from tokkata.lm.conditions import Condition, Conditions
 from tokkata.lm.transformer import TransformerLM
 from tokkata.tests.lm.tiny_lm import tiny
+from tokkata.tokenize.features.clip_conditions import conditions_of
 from tokkata.tokenize.origin import Origin, write_origins
 
 TABLE = "| set | FAD |\n|---|---|\n| generated | 1.25 |"

@@ -11,9 +11,9 @@ import soundfile
 import torch
 
 from tokkata.core.audio import load_audio
+from tokkata.core.conditions import Condition, Conditions
 from tokkata.core.files import read_jsonl
 from tokkata.lm.commands import generate_from_model
-from tokkata.lm.conditions import Condition, Conditions
 from tokkata.lm.generate import generate
 from tokkata.lm.load import load_lm
 from tokkata.lm.transformer import TransformerConfig, TransformerLM

@@ -6,16 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tokkata.core.conditions import Condition, Conditions, Given
 from tokkata.core.errors import UserError
 from tokkata.core.recipe import RecipeError, check_recipe, dump_recipe
 from tokkata.core.schema_models import TransformerModel
 from tokkata.lm import train as training
-from tokkata.lm.batches import from_batch
-from tokkata.lm.conditions import Condition, Conditions, Given
 from tokkata.lm.finetune import begin_from_source, inherited_conditions, with_weights_of
 from tokkata.lm.train import train_lm
 from tokkata.lm.transformer import TransformerConfig, TransformerLM
 from tokkata.tests.lm.conftest import INFO
+from tokkata.tokenize.features.clip_conditions import from_batch
 from tokkata.tokenize.features.feature import FeatureInfo
 
 PITCH = Condition("pitch", "label", values=(61, 62))

@@ -5,7 +5,7 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokkata.lm.conditions import Conditions
+from tokkata.core.conditions import Conditions
 from tokkata.lm.flops import clip_flops, flops_per_token
 from tokkata.lm.transformer import TransformerConfig
 from tokkata.tests.lm.tiny_lm import (

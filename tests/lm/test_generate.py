@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokkata.core.attention import attend
+from tokkata.core.conditions import Conditions, Given
 from tokkata.core.errors import UserError
-from tokkata.lm.conditions import Conditions, Given
 from tokkata.lm.generate import Generator, generate
 from tokkata.lm.sampling import Sampling, clip_noise, sample_tokens
 from tokkata.lm.transformer import TransformerConfig, TransformerLM

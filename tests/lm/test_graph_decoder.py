@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tokkata.core.conditions import Condition, Conditions, GivenConditions
 from tokkata.lm import graph_decoder
-from tokkata.lm.conditions import Condition, Conditions, GivenConditions
 from tokkata.lm.generate import Generator
 from tokkata.lm.graph_decoder import GraphTransformer
 from tokkata.lm.sampling import Sampling

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tokkata.core.conditions import GivenConditions, select
 from tokkata.core.errors import UserError
-from tokkata.lm.conditions import GivenConditions, select
 from tokkata.lm.decoder import Prepared, Weights
 from tokkata.lm.generate import Generator
 from tokkata.lm.kernel_decoder import PackedTransformer

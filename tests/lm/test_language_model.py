@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tokkata.core.conditions import Conditions
 from tokkata.core.errors import UserError
-from tokkata.lm.conditions import Conditions
 from tokkata.lm.transformer import TransformerConfig, TransformerLM
 from tokkata.tests.lm.tiny_lm import CODEC, EVERYTHING, LABELS, STYLES, K, V, random_codes, shifted, tiny
 

@@ -15,8 +15,8 @@ from transformers import (
 from transformers.models.musicgen.modeling_musicgen import MusicgenSinusoidalPositionalEmbedding
 from transformers.models.musicgen_melody.configuration_musicgen_melody import MusicgenMelodyDecoderConfig
 
+from tokkata.core.conditions import Condition, Conditions
 from tokkata.core.errors import UserError
-from tokkata.lm.conditions import Condition, Conditions
 from tokkata.lm.generate import generate
 from tokkata.lm.language_model import read_config
 from tokkata.lm.musicgen import to_musicgen

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from tokkata.core.conditions import Conditions
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.core.schema import Train
 from tokkata.lm import train as module
-from tokkata.lm.conditions import Conditions
 from tokkata.lm.feeding import Source, make_feed
 from tokkata.lm.train import train_lm
 from tokkata.tests.lm.tiny_lm import EVERYTHING, tiny

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokkata.lm.conditions import GivenConditions, select
+from tokkata.core.conditions import GivenConditions, select
 from tokkata.lm.transformer import LMLoss, TransformerLM
 from tokkata.tests.lm.tiny_lm import EVERYTHING, LABELS, STYLES, K, V, tiny
 

@@ -10,12 +10,12 @@ from tokkata.core.errors import UserError
 from tokkata.core.files import write_json, write_text
 from tokkata.core.recipe import dump_recipe
 from tokkata.core.run import stage_states
-from tokkata.lm.batches import conditions_of
 from tokkata.lm.card import MODEL, write_card
 from tokkata.lm.load import load_lm
 from tokkata.lm.publish import NUM_CLIPS, push_to_hub
 from tokkata.lm.sample import sample
 from tokkata.lm.transformer import TransformerConfig, TransformerLM
+from tokkata.tokenize.features.clip_conditions import conditions_of
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
+from tokkata.core.conditions import Conditions
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
-from tokkata.lm.batches import conditions_of
 from tokkata.lm.build import transformer_config
-from tokkata.lm.conditions import Conditions
 from tokkata.lm.sample import choose_requests, sample
 from tokkata.lm.train import train_lm
 from tokkata.lm.transformer import TransformerLM
+from tokkata.tokenize.features.clip_conditions import conditions_of
 from tokkata.tokenize.store import TokenStore
 
 

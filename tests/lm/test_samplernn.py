@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokkata.core.checkpoint import list_checkpoints
+from tokkata.core.conditions import Condition, Conditions
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.core.recipe import RecipeError
 from tokkata.lm import train as module
-from tokkata.lm.conditions import Condition, Conditions
 from tokkata.lm.feeding import ChunkFeed, Source
 from tokkata.lm.load import load_lm
 from tokkata.lm.samplernn import SampleRNNConfig

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokkata.core.conditions import Conditions
 from tokkata.core.errors import UserError
 from tokkata.lm import native
-from tokkata.lm.conditions import Conditions
 from tokkata.lm.decoder import Draft
 from tokkata.lm.generate import Generator, generate
 from tokkata.lm.load import load_lm

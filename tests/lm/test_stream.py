@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokkata.core.conditions import Condition, Conditions
 from tokkata.core.errors import UserError
-from tokkata.lm.conditions import Condition, Conditions
 from tokkata.lm.generate import Generator
 from tokkata.lm.sampling import Sampling
 from tokkata.lm.stream import CHUNK_S, stream_audio

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from tokkata.core.conditions import Condition, Conditions
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.lm import train as module
-from tokkata.lm.batches import conditions_of
 from tokkata.lm.build import transformer_config
-from tokkata.lm.conditions import Condition, Conditions
 from tokkata.lm.train import train_lm
 from tokkata.lm.transformer import TransformerLM
+from tokkata.tokenize.features.clip_conditions import conditions_of
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from tokkata.core.attention import Visible
+from tokkata.core.conditions import select
 from tokkata.core.rotary import rotary_tables, rotate
-from tokkata.lm.conditions import select
 from tokkata.lm.transformer import (
     KVCache,
     LMLoss,

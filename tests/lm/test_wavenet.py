@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokkata.core.conditions import Condition, Conditions, hide_all
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.core.recipe import RecipeError
 from tokkata.core.schema_models import WAVENET_PRESETS, WaveNetModel
 from tokkata.lm import train as train_module
-from tokkata.lm.conditions import Condition, Conditions, hide_all
 from tokkata.lm.generate import Generator, generate
 from tokkata.lm.load import load_lm
 from tokkata.lm.train import train_lm

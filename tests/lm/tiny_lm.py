@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokkata.lm.conditions import Condition, Conditions, GivenConditions, hide_all
+from tokkata.core.conditions import Condition, Conditions, GivenConditions, hide_all
 from tokkata.lm.transformer import TransformerConfig, TransformerLM
 
 K, V = 3, 11

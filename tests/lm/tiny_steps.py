@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokkata.core.conditions import Condition, Conditions, GivenConditions
 from tokkata.lm.causal_conv import CausalConvConfig, CausalConvLM
-from tokkata.lm.conditions import Condition, Conditions, GivenConditions
 from tokkata.lm.rnn import RNNLM, RNNConfig
 from tokkata.lm.samplernn import SampleRNN, SampleRNNConfig
 from tokkata.lm.step_decoder import Executor, ProgramDecoder

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...core.errors import UserError
+from ...core.label import Label
 from ...core.schema_corpora import FolderCorpus, HubDatasetCorpus, WebDatasetCorpus
 from ...core.sections import Split
-from ..corpus import Label, LabelTypes
+from ..corpus import LabelTypes
 from .split import SPLIT_NAMES
 
 # Columns of the token store: what a clip has under these names is no label.

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokkata.lm.conditioner import Conditioner
-from tokkata.lm.conditions import Condition, Conditions, Given, GivenConditions, hide_all, select
+from tokkata.core.conditioner import Conditioner
+from tokkata.core.conditions import Condition, Conditions, Given, GivenConditions, hide_all, select
 from tokkata.tests.lm.tiny_lm import (
     EVERYTHING,
     MUSICGEN,

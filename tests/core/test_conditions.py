@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokkata.core.errors import UserError
-from tokkata.lm.conditions import (
+from tokkata.core.conditions import (
     Condition,
     Conditions,
     Given,
@@ -21,6 +20,7 @@ from tokkata.lm.conditions import (
     label_condition,
     select,
 )
+from tokkata.core.errors import UserError
 from tokkata.tests.lm.tiny_lm import EVERYTHING, LABELS, some_of_everything
 
 TOLD: dict[str, list[Any]] = {

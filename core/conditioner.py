@@ -1,4 +1,4 @@
-"""The part of a language model that turns conditions into vectors, and says where they enter.
+"""The part of a model that turns conditions into vectors, and says where they enter.
 
 Shapes: B batch, D model width, E width of a condition's states, L its length, P prepended steps, M states of
 the memory that cross-attention reads.
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.errors import UserError
 from .conditions import HIDDEN, Condition, Conditions, Given, GivenConditions
+from .errors import UserError
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 Encoders of texts and recordings are those that the model's own configuration describes.
 
-Shapes: B clips, C channels, N samples, K codebooks, T frames, L states of a sequence, E their width.
+Shapes: B clips, C channels, N samples, L states of a sequence, E their width.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.audio import AudioError, load_audio
-from ..core.errors import UserError
-from ..tokenize.codec import Codec
-from ..tokenize.corpus import Label
-from ..tokenize.features.feature import AudioEncoder, FeatureInfo, TextEncoder, load_feature_from_info
-from .conditions import Condition, Conditions
-from .language_model import LMConfig
+from ...core.audio import AudioError, load_audio
+from ...core.conditions import Condition, Conditions
+from ...core.errors import UserError
+from ...core.label import Label
+from .feature import AudioEncoder, FeatureInfo, TextEncoder, load_feature_from_info
 
 ClipInputs = dict[str, list[Label | Tensor | None]]
 """Condition → one value a clip; None hides it."""
@@ -48,15 +46,18 @@ class Told:
         lists = [*self.labels.values(), *self.tags.values(), self.texts]
         return max(1, *(len(values) for values in lists))
 
-    def inputs(self, config: LMConfig, num_clips: int, num_frames: int, device: torch.device) -> ClipInputs:
-        """What a generator takes, for clips of `num_frames` frames; what is not said is left out.
+    def inputs(
+        self, conditions: Conditions, num_clips: int, heard_s: float, device: torch.device
+    ) -> ClipInputs:
+        """What a generator takes; what is not said is left out.
 
-        A melody is cut to the clips' length, and to the model's window: later windows hear it again. Raises
-        `UserError` for what the model cannot be told, and for recordings and encoders that cannot be used.
+        A melody is cut to `heard_s` seconds: to the clips' length, or to that of the model's window, as later
+        windows hear it again. Raises `UserError` for what the model cannot be told, and for recordings and
+        encoders that cannot be used.
         """
-        found = self._words(config.conditions, num_clips)
+        found = self._words(conditions, num_clips)
         for kind, value in self._encoded():
-            condition, info = _feature(config.conditions, kind)
+            condition, info = _feature(conditions, kind)
             if isinstance(value, Path):
                 _check_there(value, kind)
             encoder = load_feature_from_info(info, device)
@@ -65,8 +66,7 @@ class Told:
                 encoded = encoder.encode_text(value)
             else:
                 assert isinstance(value, Path)
-                heard = min(num_frames, config.window_frames or num_frames) / config.frame_rate
-                encoded = [_encode_recording(encoder, value, kind, heard)]
+                encoded = [_encode_recording(encoder, value, kind, heard_s)]
             found[condition.name] = _in_turn(encoded, num_clips, kind)
         return found
 
@@ -156,7 +156,7 @@ def _feature(conditions: Conditions, kind: str) -> tuple[Condition, FeatureInfo]
 def _encode_recording(encoder: TextEncoder | AudioEncoder, path: Path, kind: str, heard_s: float) -> Tensor:
     """[L, E] of a file; of a feature that follows it in time, what belongs to its first `heard_s` seconds."""
     assert isinstance(encoder, AudioEncoder)
-    samples = _load(path, encoder.sample_rate, encoder.channels, kind)
+    samples = load_recording(path, encoder.sample_rate, encoder.channels, kind)
     encoded = encoder.encode_audio(torch.from_numpy(samples)[None], encoder.sample_rate)[0]
     rate = encoder.info.frame_rate
     return encoded if rate is None else encoded[: max(1, round(heard_s * rate))]
@@ -167,48 +167,10 @@ def _check_there(path: Path, what: str) -> None:
         raise UserError(f"--{what}: there is no file {path}")
 
 
-def _load(path: Path, sample_rate: int, channels: int, what: str) -> np.ndarray:
+def load_recording(path: Path, sample_rate: int, channels: int, what: str) -> np.ndarray:
+    """Samples [C, N] of the file that the option `--what` names; raises `UserError` if it cannot be used."""
     _check_there(path, what)
     try:
         return load_audio(path, sample_rate, channels)
     except AudioError as error:
         raise UserError(f"--{what}: {path} cannot be used: {error}") from error
-
-
-def encode_prompt(
-    path: Path, codec: Codec, config: LMConfig, num_frames: int, prompt_s: float | None = None
-) -> Tensor:
-    """The beginning of a recording as the prompt of clips of `num_frames` frames: codes [K, T0].
-
-    Any rate and number of channels will do; the file is resampled and mixed to the codec's. T0 is a whole
-    number of frames, but at least one: of a recording shorter than that, the rest of it is silence.
-
-    Args:
-        prompt_s: how much of the file; all of it if None.
-
-    Raises `UserError` for a file that cannot be read, is silent or shorter than 50 ms, and for a prompt that
-    leaves nothing to generate or does not fit the model's window.
-    """
-    samples = torch.from_numpy(_load(path, codec.sample_rate, codec.channels, "prompt"))
-    duration_s = samples.shape[1] / codec.sample_rate
-    if prompt_s is not None:
-        if prompt_s <= 0:
-            raise UserError(f"--prompt-seconds {prompt_s:g} must be positive")
-        if prompt_s > duration_s:
-            raise UserError(f"--prompt-seconds {prompt_s:g}: {path} lasts only {duration_s:.3g} s")
-        duration_s = prompt_s
-    num_samples = round(duration_s * codec.sample_rate)
-    length = codec.num_frames(num_samples)
-    if length >= num_frames:
-        raise UserError(
-            f"the prompt of {duration_s:.3g} s leaves nothing to generate, as the clip of"
-            f" {num_frames / config.frame_rate:.3g} s begins with it: ask for a longer clip, or lower"
-            " --prompt-seconds"
-        )
-    window = config.window_frames
-    if window is not None and length >= window:
-        raise UserError(
-            f"the prompt of {duration_s:.3g} s does not fit the model's window of"
-            f" {window / config.frame_rate:.3g} s: lower --prompt-seconds"
-        )
-    return codec.encode_beginning(samples[None, :, :num_samples].to(codec.device))[0]

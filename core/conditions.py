@@ -1,4 +1,4 @@
-"""What a language model is told about a clip: labels, tags, and sequences of vectors such as encoded text.
+"""What a model is told about a clip: labels, tags, and sequences of vectors such as encoded text.
 
 A `Condition` says what one of them is and how it enters the model; together they are the model's
 `Conditions`, which travel in its `config.json`. `Conditions.encode` turns what people write (`60`, `"organ"`,
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import register_dataclass
 
-from ..core.errors import UserError
-from ..tokenize.corpus import Label
+from .errors import UserError
+from .label import Label
 
 HIDDEN = 0
 

@@ -1,0 +1,133 @@
+"""Conditions of stored clips: labels, tags and features as tensors, crop by crop.
+
+The training loop moves flat dictionaries of tensors; conditions travel in them as `values/NAME` and
+`mask/NAME`.
+
+Shapes: B batch, T frames, L states of a feature, E their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core.conditions import Condition, Conditions, Given, GivenConditions, label_condition
+from ...core.errors import UserError
+from ...core.label import Label
+from ...core.loop import Batch
+from ...core.schema_models import ModelCondition
+from ..store import TokenSplit, TokenStore
+
+_VALUES, _MASK = "values/", "mask/"
+
+
+def to_batch(given: GivenConditions) -> Batch:
+    """Conditions as flat entries of a batch."""
+    values = {_VALUES + name: one.values for name, one in given.items()}
+    return values | {_MASK + name: one.mask for name, one in given.items()}
+
+
+def from_batch(batch: Batch) -> GivenConditions:
+    """Undo `to_batch`; other entries are passed over."""
+    names = [key.removeprefix(_VALUES) for key in batch if key.startswith(_VALUES)]
+    return {name: Given(batch[_VALUES + name], batch[_MASK + name]) for name in names}
+
+
+def conditions_of(store: TokenStore, split: TokenSplit, wanted: Sequence[ModelCondition]) -> Conditions:
+    """What a recipe wants the model to be told: the labels' values are those that occur in `split`.
+
+    Raises `UserError` for a name that is neither a label column nor a feature of the store.
+    """
+    found = []
+    for one in wanted:
+        info = store.features.get(one.name)
+        if info is None:
+            if one.length is not None:
+                raise UserError(f"condition '{one.name}' is a label and has no length: remove that setting")
+            found.append(label_condition(one.name, split.column(one.name), one.fuse))
+        else:
+            found.append(
+                Condition(
+                    one.name, "sequence", one.fuse, width=info.dim, length=one.length, feature=info.to_json()
+                )
+            )
+    return Conditions(tuple(found))
+
+
+class ClipConditions:
+    """What a model is told of crops of `num_frames` frames from the clips of a split."""
+
+    def __init__(self, store: TokenStore, split: TokenSplit, conditions: Conditions, num_frames: int) -> None:
+        self.split = split
+        self.num_frames = num_frames
+        self.conditions = conditions
+        self._frame_rate = store.info.frame_rate
+        self._feature_rates = {
+            name: store.features[name].frame_rate for name in conditions.names if name in store.features
+        }
+        self._mean_lengths: dict[str, int] = {}
+        self._labels = {c.name: split.column(c.name) for c in conditions if c.kind != "sequence"}
+
+    def given(self, crops: Sequence[tuple[int, int]]) -> GivenConditions:
+        """The conditions of (clip, first frame) pairs."""
+        inputs: dict[str, list[object]] = {}
+        for condition in self.conditions:
+            name = condition.name
+            if condition.kind == "sequence":
+                inputs[name] = [self._feature(name, clip, start) for clip, start in crops]
+            else:
+                inputs[name] = [self._value(condition, clip) for clip, _ in crops]
+        return self.conditions.encode(inputs) if crops else {}  # type: ignore[arg-type]
+
+    def _value(self, condition: Condition, clip: int) -> Label:
+        """A clip's label, or those of its tags that occur in training."""
+        value = self._labels[condition.name][clip]
+        return tuple(tag for tag in value if tag in condition.values) if isinstance(value, tuple) else value
+
+    def _feature(self, name: str, clip: int, start: int) -> Tensor:
+        """[L, E] of a clip; of a feature that follows it in time, the part that belongs to the crop."""
+        rate = self._feature_rates[name]
+        if rate is None:
+            found = self.split.feature(name, clip)
+        else:
+            per_frame = rate / self._frame_rate
+            length = max(1, round(self.num_frames * per_frame))
+            found = self.split.feature(name, clip, round(start * per_frame), length)
+        return torch.from_numpy(found.astype(np.float32))
+
+    def num_states(self, num_frames: int) -> dict[str, int]:
+        """How many vectors a crop of `num_frames` has of each sequence among the conditions.
+
+        Of sequences of any length, such as texts, it is the mean over some of the clips.
+        """
+        found = {}
+        for condition in self.conditions:
+            if condition.kind != "sequence":
+                continue
+            rate = self._feature_rates[condition.name]
+            if condition.length is not None:
+                found[condition.name] = condition.length
+            elif rate is not None:
+                found[condition.name] = max(1, round(num_frames * rate / self._frame_rate))
+            else:
+                found[condition.name] = self._mean_states(condition.name)
+        return found
+
+    def _mean_states(self, name: str, at_most: int = 64) -> int:
+        if name not in self._mean_lengths:
+            some = np.linspace(0, len(self.split) - 1, min(at_most, len(self.split))).round().astype(int)
+            lengths = [len(self.split.feature(name, clip)) for clip in some.tolist()]
+            self._mean_lengths[name] = round(sum(lengths) / len(lengths))
+        return self._mean_lengths[name]
+
+    def known(self, clips: Iterable[int]) -> list[int]:
+        """Those of some clips whose labels all have values that the model has met."""
+        labels = [condition for condition in self.conditions if condition.kind == "label"]
+        return [clip for clip in clips if all(self._labels[c.name][clip] in c.values for c in labels)]
+
+    def labels(self, clip: int) -> dict[str, Label]:
+        """What the model is told of a clip in words and numbers."""
+        return {c.name: self._value(c, clip) for c in self.conditions if c.kind != "sequence"}
