@@ -9,6 +9,9 @@ from .files import write_text
 
 SCORES_HEADING = "## Scores"
 
+MODEL = "MODEL_FOLDER_OR_HUB_ID"
+"""Stands for the model's name in its card until it has one."""
+
 
 def fill_scores(card: Path, table: str) -> None:
     """Put `table`, Markdown, in place of what stands under `SCORES_HEADING` in `card`.

@@ -102,6 +102,13 @@ class CodecInfo:
     median_gain: float | None = None
     """For codecs that scale segments: the median gain, which generated codes are decoded with."""
 
+    @property
+    def bitrate_kbps(self) -> float:
+        """Of the codes as they are, nothing counted for how evenly they are used; 0 where there are none."""
+        if not self.num_codebooks:
+            return 0.0
+        return self.frame_rate * self.num_codebooks * math.log2(self.codebook_size) / 1000
+
     def write(self, path: Path) -> None:
         """Write as JSON, atomically."""
         write_json(path, dataclasses.asdict(self))
