@@ -60,7 +60,7 @@ def start_as_lapped_transform(codec: dac.DAC, audio: Tensor) -> None:
     rates = list(codec.encoder_rates)
     hop = math.prod(rates)
 
-    wiring = _Wiring()
+    wiring = Wiring()
     wiring.connect(encoder[0], torch.tensor([0]), torch.tensor([0]), torch.ones(1, 1), tap=3)
     wiring.connect(decoder[-2], torch.tensor([0]), torch.tensor([0]), torch.ones(1, 1), tap=3)
     # offsets[c]: which sample of a block of samples channel c holds.
@@ -132,7 +132,7 @@ def _start_quantizer(codec: dac.DAC, latents: Tensor) -> None:
         quantizer.codebook.weight.copy_(seen[examples])
 
 
-class _Wiring:
+class Wiring:
     """New weights of convolutions, set all at once: weight norm cannot hold a channel that is still empty."""
 
     def __init__(self) -> None:
@@ -166,5 +166,5 @@ class _Wiring:
         """Give the convolutions their weights, and no bias."""
         for conv, weight in self._weights.items():
             conv.weight = weight
-            assert conv.bias is not None
-            conv.bias.zero_()
+            if conv.bias is not None:
+                conv.bias.zero_()
