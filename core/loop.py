@@ -15,7 +15,6 @@ Three properties hold by construction rather than by bookkeeping:
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,9 +30,11 @@ from torch.distributed.tensor import DTensor
 from .average import Average
 from .blocks import prepare_blocks
 from .checkpoint import load_newest_checkpoint, save_checkpoint
+from .divergence import Divergence
 from .errors import UserError
 from .log import TrainingLog
 from .mfu import mfu_per_speed
+from .optimizer import learning_rate
 from .processes import start_accelerator, tell_of_lost_processes
 from .schema import Train
 from .sharding import gather_whole, is_sharded, local_tensors, without_weights
@@ -54,6 +55,9 @@ class Loss:
     """Scalars for the log, averaged with the same weight."""
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     """What the next step's batch finds under these names in the same rows; see `Job.carried`."""
+    made: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the later phases of this step, and `Job.after_step`, find under these names in the same
+    micro-batch, without gradient: what a generator has made, for its discriminator."""
 
 
 @dataclass
@@ -65,6 +69,12 @@ class Phase:
     """Which of the job's modules the optimizer updates."""
     optimizer: torch.optim.Optimizer
     loss: Callable[[Mapping[str, nn.Module], Batch], Loss]
+    first_step: int = 0
+    """The phase is left out of the steps before this one."""
+    clip_grad_norm: float | None = None
+    """None: `train.clip_grad_norm`."""
+    watched: str | None = None
+    """The metric by which a run that diverges is noticed and ended (`divergence.py`); None: none is."""
 
 
 @dataclass
@@ -88,6 +98,9 @@ class Job:
     """What a recurrent model carries from one step to the next (truncated back-propagation), as it is before
     the first step: `[batch_size, …]` each. Every micro-batch has its rows of these beside what `batch` made,
     and `Loss.carried` replaces them. Where a recording begins, `batch` has to say so."""
+    after_step: Callable[[int, list[Batch]], Mapping[str, Tensor]] | None = None
+    """Called with the step's number and this process's micro-batches when all phases are done: what changes
+    weights without a gradient, alike in all processes. Returns scalars for the log."""
     flops_per_unit: float | None = None
     """Model FLOPs, forward and backward, for one `unit` (see `mfu.py`); None: no MFU in the log."""
 
@@ -103,34 +116,14 @@ class StepResult:
     """False if the gradient was not finite, and the weights were left alone."""
     carried: list[Batch]
     """What each micro-batch hands to the next step, where a loss says so."""
+    made: list[Batch]
+    """And to what comes later in this step."""
 
 
 class StoppedError(UserError):
     """Training was asked to stop, and has saved a checkpoint."""
 
     exit_code = 128 + signal.SIGTERM
-
-
-def learning_rate(config: Train, step: int) -> float:
-    """Linear warm-up, then a constant or a half cosine down to `final_lr_fraction`; `step` counts from 0."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.lr * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
-
-
-def adamw(module: nn.Module, config: Train) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101) with weight decay on matrices only, not on gains and biases."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    # Fused: one pass over the weights for what would be eight.
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
 
 
 def process_rows(batch_size: int, num_processes: int, process: int, num_micro: int) -> list[range]:
@@ -159,12 +152,14 @@ def _run_phase(
     module = modules[phase.module]
     names: list[str] = []
     carried: list[Batch] = []
+    made: list[Batch] = []
     totals = torch.zeros((), device=accelerator.device)
     for i, batch in enumerate(batches):
         with contextlib.nullcontext() if i == len(batches) - 1 else accelerator.no_sync(module):
             loss = phase.loss(modules, batch)
             accelerator.backward(loss.mean * loss.weight)
         carried.append({name: t.detach() for name, t in loss.carried.items()})
+        made.append({name: t.detach() for name, t in loss.made.items()})
         metrics = {"loss": loss.mean, **loss.metrics}
         names = list(metrics)
         weighted = torch.stack([value.detach().float() for value in metrics.values()]) * loss.weight
@@ -176,7 +171,7 @@ def _run_phase(
     gradients = [p.grad for p in parameters if p.grad is not None]
     torch._foreach_mul_(local_tensors(gradients), accelerator.num_processes / weight)
     accelerator.unscale_gradients(phase.optimizer)  # which are scaled with fp16
-    norm = nn.utils.clip_grad_norm_(parameters, clip)
+    norm = nn.utils.clip_grad_norm_(parameters, phase.clip_grad_norm or clip)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     taken = bool(torch.isfinite(norm))
     if taken:
@@ -185,7 +180,7 @@ def _run_phase(
         accelerator.scaler.update()  # fp16: lower the scale that has overflowed
     phase.optimizer.zero_grad(set_to_none=True)
     sums = dict(zip(names, totals[1:], strict=True)) | {"grad_norm": norm.detach() * weight}
-    return StepResult(sums, weight, taken, carried)
+    return StepResult(sums, weight, taken, carried, made)
 
 
 def _prepare(accelerator: Accelerator, job: Job) -> dict[str, nn.Module]:
@@ -205,7 +200,8 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
     """Train `job` to `config.steps`, resuming from the newest checkpoint in `run_folder`, then save it.
 
     Raises `StoppedError` after SIGTERM (a checkpoint is saved first), `LostProcessError` when another process
-    does not answer, and `UserError` when the loss stays non-finite or this machine cannot do what is asked.
+    does not answer, and `UserError` when the loss stays non-finite or diverges, or when this machine cannot
+    do what is asked.
     """
     accelerator = start_accelerator(config)
     device = accelerator.device
@@ -229,6 +225,7 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
     previous_handler = signal.signal(signal.SIGTERM, ask_to_stop)
     scores: dict[str, float] = {}
     skipped_in_a_row = dict.fromkeys((phase.name for phase in job.phases), 0)
+    watches = {phase.name: Divergence(phase.watched) for phase in job.phases if phase.watched}
     mfu = mfu_per_speed(accelerator, config.precision, job.flops_per_unit)
     is_main = accelerator.is_main_process
     log = TrainingLog(run_folder / "logs", config.steps, job.unit, step, mfu_per_speed=mfu, enabled=is_main)
@@ -243,12 +240,15 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
                     {name: t.to(device) for name, t in job.batch(step, r).items()} | rows_carried
                     for r, rows_carried in zip(rows, carried, strict=True)
                 ]
-                for phase in job.phases:
+                for phase in [phase for phase in job.phases if step >= phase.first_step]:
                     for group in phase.optimizer.param_groups:
                         group["lr"] = learning_rate(config, step) * group.get("lr_scale", 1.0)
                     result = _run_phase(accelerator, phase, modules, batches, config.clip_grad_norm)
                     if result.taken:  # else what is carried may be not finite either
                         carried = [old | new for old, new in zip(carried, result.carried, strict=True)]
+                        if phase.name in watches:
+                            watches[phase.name].see(result.sums, result.weight, step, checkpoints)
+                    batches = [old | new for old, new in zip(batches, result.made, strict=True)]
                     skipped = skipped_in_a_row[phase.name] = (
                         0 if result.taken else skipped_in_a_row[phase.name] + 1
                     )
@@ -260,6 +260,8 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
                             " lower train.lr or look at the data;"
                             f" the newest checkpoint is kept in {checkpoints}"
                         )
+                if job.after_step is not None:
+                    log.add("", dict(job.after_step(step, batches)), torch.ones(()), skipped=False)
                 step += 1
                 average.update(step)
                 stopping = bool(accelerator.reduce(stop.clone(), reduction="sum"))
@@ -270,7 +272,8 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
                     with average.in_place() as module:
                         scores = job.validate(module)
                     log.write_validation(step, scores)
-                if step % config.save_every == 0 or at_end or stopping:
+                suspect = any(watch.suspect for watch in watches.values())  # keep the good ones
+                if (step % config.save_every == 0 and not suspect) or at_end or stopping:
                     joined = {name: torch.cat([part[name] for part in carried]) for name in job.carried}
                     keep = config.keep_checkpoints
                     save_checkpoint(checkpoints, step, accelerator, average, joined, keep)

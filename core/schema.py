@@ -19,7 +19,7 @@ from .schema_codecs import Codec
 from .schema_corpora import Corpus
 from .schema_features import Features
 from .schema_models import LanguageModelSection, Model, TransformerModel
-from .schema_trained_codecs import DacModel, TrainedCodec
+from .schema_trained_codecs import DacModel, TrainedCodec, VaeModel
 from .sections import (
     NOT_BOOL,
     OPERATIONAL,
@@ -31,7 +31,17 @@ from .sections import (
     Split,
 )
 
-__all__ = ["DacModel", "Eval", "Generate", "Recipe", "Tokenize", "Train", "TrainedCodec", "TransformerModel"]
+__all__ = [
+    "DacModel",
+    "Eval",
+    "Generate",
+    "Recipe",
+    "Tokenize",
+    "Train",
+    "TrainedCodec",
+    "TransformerModel",
+    "VaeModel",
+]
 
 # ------------------------------------------------------------------------------- training and what follows
 
@@ -65,10 +75,10 @@ class Train(Section):
     """AdamW's decoupled weight decay; matrices only."""
     warmup_steps: Annotated[int, Field(ge=0), NOT_BOOL] = 100
     """Steps of linear warm-up."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "exponential", "constant"] = "cosine"
     """Learning rate after the warm-up."""
     final_lr_fraction: Fraction = 0.1
-    """Where the cosine ends, as a share of `lr`."""
+    """Where the cosine or the exponential ends, as a share of `lr`."""
     clip_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] = 0.99

@@ -33,11 +33,10 @@ from tokkata.core.loop import (
     Job,
     Loss,
     Phase,
-    adamw,
-    learning_rate,
     process_rows,
     train,
 )
+from tokkata.core.optimizer import adamw, learning_rate
 from tokkata.core.run import stage_main
 from tokkata.core.schema import Train
 

@@ -27,7 +27,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from tokkata.core import processes
 from tokkata.core.files import read_jsonl, write_json
-from tokkata.core.loop import Job, Loss, Phase, adamw, train
+from tokkata.core.loop import Job, Loss, Phase, train
+from tokkata.core.optimizer import adamw
 from tokkata.core.run import stage_main
 from tokkata.core.schema import Train
 

@@ -9,9 +9,9 @@ import copy
 import functools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import dac
 import torch
@@ -23,6 +23,8 @@ from ...core import schema
 from ...core.errors import UserError
 from ..codec import Chunking, Codec, CodecInfo, library_versions, load_strictly
 from ..receptive_field import conv_context
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class HubDac(Codec):
@@ -117,11 +119,9 @@ def build_original(config: schema.DacModel) -> dac.DAC:
     """A freshly initialised DAC of the original package, which is the one that learns.
 
     `transformers.DacModel` has no weight norm and starts from weights of std 0.02: it stays near silence.
-    The package's deprecated weight norm is replaced by the parametrization, which can be copied.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*weight_norm. is deprecated", category=FutureWarning)
-        original = dac.DAC(
+    return with_parametrized_weight_norm(
+        lambda: dac.DAC(
             encoder_dim=config.encoder_dim,
             encoder_rates=list(config.encoder_rates),
             decoder_dim=config.decoder_dim,
@@ -132,11 +132,19 @@ def build_original(config: schema.DacModel) -> dac.DAC:
             quantizer_dropout=config.quantizer_dropout,
             sample_rate=config.sample_rate_hz,
         )
-    for module in original.modules():
+    )
+
+
+def with_parametrized_weight_norm(build: Callable[[], Network]) -> Network:
+    """What `build` makes, with parametrizations, which can be copied, for the package's old weight norm."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*weight_norm. is deprecated", category=FutureWarning)
+        network = build()
+    for module in network.modules():
         if hasattr(module, "weight_g"):
             remove_weight_norm(module)
             parametrizations.weight_norm(module)
-    return original
+    return network
 
 
 def to_hub(original: dac.DAC) -> DacModel:
