@@ -1,0 +1,162 @@
+"""What every network of a diffusion model is: noisy latents, a time and conditions in, a prediction out.
+
+Conditions become vectors once a sample, by `condition`; the many steps of a sampler call `predict` with what
+came out of it. `forward` does both.
+
+Shapes: B batch, D latent width, D_in width of the input (D, or 2 D + 1 beside known latents and their mask),
+T frames, W model width, P prepended tokens, M states of the memory, E their width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..core.attention import Backend
+from ..core.conditions import Conditions, GivenConditions
+from ..core.errors import UserError
+
+INIT_STD = 0.02
+
+KeysValues = tuple[Tensor, Tensor]
+"""Of a memory, in one layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """What decides the shape of a network and what it is told; travels in `config.json`."""
+
+    kind: ClassVar[str]
+    """The family, as recipes name it."""
+
+    latent_dim: int
+    """D."""
+    in_dim: int
+    """D_in."""
+    max_frames: int
+    """The longest clip that it was made for, in frames."""
+    conditions: Conditions = field(default_factory=Conditions)
+    """What the network is told about a clip; empty for nothing."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Undo `to_dict`; raises `UserError` that names unknown or missing settings."""
+        values = {name: value for name, value in values.items() if name != "kind"}
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(values.keys() - known.keys())
+        required = {
+            name for name, f in known.items() if f.default is f.default_factory is dataclasses.MISSING
+        }
+        missing = sorted(required - values.keys())
+        if unknown or missing:
+            raise UserError(
+                f"this is not the configuration of a {cls.kind}:"
+                f" unknown settings {unknown}, missing settings {missing}"
+            )
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **lists, "conditions": Conditions.from_list(values.get("conditions", []))})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+        return {"kind": self.kind} | values | lists | {"conditions": self.conditions.to_list()}
+
+
+@dataclass
+class Conditioned:
+    """What conditions have become; None where no condition enters in that way."""
+
+    added: Tensor | None = None  # [B, W], part of the global vector
+    prefix: Tensor | None = None  # [B, P, W], tokens before the first frame
+    prefix_mask: Tensor | None = None  # [B, P] bool, False where a token is not seen; None: all are
+    memory: Tensor | None = None  # [B, M, E], attended to by cross-attention
+    memory_mask: Tensor | None = None  # [B, M] bool; None: all are attended to
+    keys_values: list[KeysValues] = field(default_factory=list)
+    """Of the memory, for each layer that attends to it, [B, H_kv, M, Dh]; empty: layers make them anew."""
+
+
+class Network(nn.Module, ABC):
+    """Predicts what its objective asks for (noise, velocity, …) from noisy latents."""
+
+    config_class: ClassVar[type[NetworkConfig]]
+    config: NetworkConfig
+    backend: Backend = "sdpa"
+
+    @property
+    def latent_dim(self) -> int:
+        """D."""
+        return self.config.latent_dim
+
+    @property
+    def max_frames(self) -> int:
+        """The longest clip that it was made for, in frames."""
+        return self.config.max_frames
+
+    def forward(
+        self, x: Tensor, time: Tensor, given: GivenConditions, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """Inputs [B, D_in, T] at `time` [B] float32 in 0…1, where 1 is noise alone, to [B, D, T].
+
+        Conditions that are not given are hidden. Frames that are False in `mask` [B, T] are not seen, and
+        what comes out there means nothing: a clip has the prediction that it has alone and not padded.
+        Raises `ValueError` for more than `max_frames` frames.
+        """
+        return self.predict(x, time, self.condition(given, x.shape[0]), mask=mask)
+
+    @abstractmethod
+    def condition(self, given: GivenConditions, batch_size: int, *, keep_keys: bool = False) -> Conditioned:
+        """What the conditions of `batch_size` clips become; with `keep_keys`, the memory's keys too.
+
+        Keeping those is for sampling: steps need not compute them again. It calls into blocks from outside,
+        which a model that is sharded by FSDP does not allow.
+        """
+
+    @abstractmethod
+    def predict(
+        self, x: Tensor, time: Tensor, conditioned: Conditioned, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """`forward` with conditions that `condition` has been through."""
+
+    @abstractmethod
+    def clip_flops(self, num_frames: int, num_states: Mapping[str, int]) -> float:
+        """Floating-point operations of the forward and backward pass over one clip of `num_frames` frames.
+
+        Matrix products and convolutions alone count, as in PaLM (arXiv:2204.02311, appendix B).
+        `num_states` is how many vectors a clip has of each sequence among the conditions.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def _check_length(self, num_frames: int) -> None:
+        if num_frames > self.max_frames:
+            raise ValueError(f"{num_frames} frames are more than the {self.max_frames} of this network")
+
+
+# DiT (arXiv:2212.09748) embeds the steps 0…1000 of a DDPM so: sines and cosines as in arXiv:1706.03762.
+class TimeEmbedding(nn.Module):
+    """Fourier features of the time, then a network of one hidden layer."""
+
+    def __init__(self, dim: int, num_features: int = 256) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.hidden = nn.Linear(num_features, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """[B] float32 in 0…1 to [B, W]."""
+        half = self.num_features // 2
+        frequencies = 1000 * 10000 ** -(torch.arange(half, device=time.device) / half)
+        angles = time.float()[:, None] * frequencies
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.hidden.weight.dtype)
+        y: Tensor = self.out(nn.functional.silu(self.hidden(features)))
+        return y
