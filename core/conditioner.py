@@ -28,7 +28,7 @@ class Fused:
 
 
 class Conditioner(nn.Module):
-    """Embeds labels and tags, projects sequences, and gathers them by the way in which they enter."""
+    """Embeds labels, tags and numbers, projects sequences, and gathers them by how they enter."""
 
     def __init__(self, conditions: Conditions, dim: int) -> None:
         super().__init__()
@@ -48,6 +48,9 @@ class Conditioner(nn.Module):
                     f"condition {c.name!r} has no projection, so its width {c.width} must be that of the"
                     f" model, {dim}"
                 )
+        self.numbers = nn.ModuleDict(
+            {c.name: NumberEmbedding(c.maximum, c.width, dim) for c in conditions if c.maximum is not None}
+        )
         # Goes where the model goes, and in its number format: not every condition has weights to tell.
         self.register_buffer("like", torch.empty(0), persistent=False)
         self.like: Tensor
@@ -77,6 +80,8 @@ class Conditioner(nn.Module):
         """The condition's states [B, L, D], zero where masked, and which there are [B, L]."""
         if condition.kind == "sequence":
             return self._sequence(condition, self._nothing(condition, batch_size) if given is None else given)
+        if condition.kind == "number":
+            return self._number(condition, given, batch_size)
         assert self.table is not None
         offset = self.offsets[condition.name]
         if given is None:
@@ -97,6 +102,14 @@ class Conditioner(nn.Module):
         states = self.projections[condition.name](values) if condition.project else values
         return (states if condition.null == "first" else states * mask[..., None]), mask
 
+    def _number(self, condition: Condition, given: Given | None, batch_size: int) -> tuple[Tensor, Tensor]:
+        """One state [B, 1, D], zeros where the number is hidden."""
+        if given is None:
+            zeros = self.like.new_zeros(batch_size, 1)
+            given = Given(zeros, torch.zeros_like(zeros, dtype=torch.bool))
+        states = self.numbers[condition.name](given.values)[:, None]
+        return states * given.mask[..., None], torch.ones_like(given.mask)
+
     def _nothing(self, condition: Condition, batch_size: int) -> Given:
         """A sequence hidden for all clips, as short as it can be."""
         # Steps that nobody sees would still move the positions of those after them.
@@ -114,6 +127,26 @@ class Conditioner(nn.Module):
         weights = F.pad(present / count.clamp(min=1), (1, 0))
         weights[:, :1] += (count == 0).to(weights.dtype)
         return (weights.to(weight.dtype) @ weight)[:, None]
+
+
+class NumberEmbedding(nn.Module):
+    """A number on a scale as a vector: random Fourier features, which are trained, and a linear layer.
+
+    As the timing of Stable Audio (arXiv:2402.04825, sec. 2.2), whose weights it can hold.
+    """
+
+    def __init__(self, maximum: float, width: int, dim: int) -> None:
+        super().__init__()
+        self.maximum = maximum
+        self.frequencies = nn.Parameter(torch.randn(width // 2))
+        self.projection = nn.Linear(width + 1, dim)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Numbers [B, 1] from 0 to `maximum` to [B, D]; those beyond count as the nearest end."""
+        scaled = (values.to(self.projection.weight.dtype) / self.maximum).clamp(0, 1)
+        angles = 2 * torch.pi * scaled * self.frequencies
+        embedded: Tensor = self.projection(torch.cat([scaled, angles.sin(), angles.cos()], dim=1))
+        return embedded
 
 
 def _joined(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:

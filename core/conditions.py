@@ -1,4 +1,4 @@
-"""What a model is told about a clip: labels, tags, and sequences of vectors such as encoded text.
+"""What a model is told about a clip: labels, tags, numbers, and sequences of vectors such as encoded text.
 
 A `Condition` says what one of them is and how it enters the model; together they are the model's
 `Conditions`, which travel in its `config.json`. `Conditions.encode` turns what people write (`60`, `"organ"`,
@@ -29,7 +29,7 @@ from .label import Label
 
 HIDDEN = 0
 
-Kind = Literal["label", "tags", "sequence"]
+Kind = Literal["label", "tags", "number", "sequence"]
 Fuse = Literal["sum", "prepend", "cross"]
 Null = Literal["zeros", "first"]
 
@@ -41,13 +41,13 @@ class Condition:
     name: str
     """A label column or a feature of the token store."""
     kind: Kind
-    """One value a clip, any number of tags a clip, or a sequence of vectors a clip."""
+    """One value a clip, any number of tags a clip, a number on a scale, or a sequence of vectors a clip."""
     fuse: Fuse = "sum"
     """Summed into every step, prepended to the sequence, or attended to by cross-attention."""
     values: tuple[Label, ...] = ()
     """Of labels and tags: those met in training; value i has row i + 1 of the embedding table."""
     width: int = 0
-    """Of a sequence: E."""
+    """Of a sequence: E; of a number: how many sines and cosines stand for it, an even number."""
     length: int | None = None
     """Of a sequence: every clip's is padded or cut to this many states; None pads to the batch's longest."""
     attend_padding: bool = False
@@ -62,8 +62,16 @@ class Condition:
     """Of a sequence: whether a linear layer takes its vectors to the model's width; else they have it."""
     feature: Mapping[str, Any] | None = None
     """Of a sequence: the feature that it comes from, as the token store describes it."""
+    maximum: float | None = None
+    """Of a number: the scale goes from 0 to this."""
 
     def __post_init__(self) -> None:
+        if self.kind == "number" and (
+            not self.maximum or self.maximum <= 0 or self.width < 2 or self.width % 2
+        ):
+            raise UserError(
+                f"condition {self.name!r} is a number and needs a positive maximum and an even width"
+            )
         if self.kind == "sequence" and self.width < 1:
             raise UserError(f"condition {self.name!r} is a sequence and needs the width of its vectors")
         if self.null == "first" and not (self.attend_padding and self.fuse == "prepend"):
@@ -73,13 +81,18 @@ class Condition:
             )
         if self.repeat and self.length is None:
             raise UserError(f"condition {self.name!r} is repeated and needs the length up to which")
-        if self.kind != "sequence" and not self.values:
+        if self.has_rows and not self.values:
             raise UserError(f"condition {self.name!r} has no values")
 
     @property
+    def has_rows(self) -> bool:
+        """Whether its values are rows of an embedding table."""
+        return self.kind in ("label", "tags")
+
+    @property
     def num_rows(self) -> int:
-        """Rows of the embedding table: the values and one for hidden; 0 for a sequence."""
-        return len(self.values) + 1 if self.kind != "sequence" else 0
+        """Rows of the embedding table: the values and one for hidden; 0 for a number or a sequence."""
+        return len(self.values) + 1 if self.has_rows else 0
 
     def row(self, value: Label) -> int:
         """The row (1 to n) of a label's value, or of a tag; raises `UserError` if the model never met it."""
@@ -97,10 +110,10 @@ class Given:
     """One condition of B clips. Hidden is what `mask` hides."""
 
     values: Tensor
-    """label: [B, 1] int64, rows of the table; tags: [B, n] float32, 1 for each tag that a clip has; sequence:
-    [B, L, E] float32."""
+    """label: [B, 1] int64, rows of the table; tags: [B, n] float32, 1 for each tag that a clip has; number:
+    [B, 1] float32, 0 to `maximum`; sequence: [B, L, E] float32."""
     mask: Tensor
-    """label, tags: [B, 1] bool, False where hidden; sequence: [B, L] bool, False for padding."""
+    """label, tags, number: [B, 1] bool, False where hidden; sequence: [B, L] bool, False for padding."""
 
     @property
     def batch_size(self) -> int:
@@ -165,8 +178,9 @@ class Conditions:
     ) -> GivenConditions:
         """Lists of one value a clip, for each condition, as tensors.
 
-        A label's value is a number or a name, tags are a tuple of names, a sequence is a tensor [L, E]; None
-        hides the condition for that clip. With `partial`, conditions may be left out, which hides them.
+        A label's value is a whole number or a name, tags are a tuple of names, a number is from 0 to its
+        `maximum`, a sequence is a tensor [L, E]; None hides the condition for that clip. With `partial`,
+        conditions may be left out, which hides them.
 
         Raises `UserError` for an unknown or missing condition, an unknown value or tag, a sequence of another
         width, or lists that are none or of unequal length.
@@ -188,7 +202,8 @@ class Conditions:
         """Raise `UserError` if tensors do not have the form of these conditions."""
         for name, one in given.items():
             condition = self[name]
-            last = {"label": 1, "tags": len(condition.values), "sequence": condition.width}[condition.kind]
+            widths = {"label": 1, "tags": len(condition.values), "number": 1, "sequence": condition.width}
+            last = widths[condition.kind]
             num_dims = 3 if condition.kind == "sequence" else 2
             if one.values.ndim != num_dims or one.values.shape[-1] != last:
                 form = "[B, L, {}]" if condition.kind == "sequence" else "[B, {}]"
@@ -294,6 +309,9 @@ def _encode(condition: Condition, values: Sequence[Label | Tensor | None]) -> Gi
     if condition.kind == "label":
         rows = [HIDDEN if value is None else condition.row(_as_label(value)) for value in values]
         return Given(torch.tensor(rows, dtype=torch.int64).reshape(-1, 1), shown)
+    if condition.kind == "number":
+        numbers = [0.0 if value is None else _number(condition, value) for value in values]
+        return Given(torch.tensor(numbers, dtype=torch.float32).reshape(-1, 1), shown)
     present = torch.zeros(len(values), len(condition.values))
     for i, value in enumerate(values):
         if isinstance(value, str | int | float):
@@ -319,6 +337,20 @@ def _states(condition: Condition, value: Any) -> Tensor:
             f" not {repr(value) if found is None else list(found.shape)}"
         )
     return found.float()
+
+
+def _number(condition: Condition, value: Any) -> float:
+    """A clip's number; raises `UserError` for what is none, or not on the scale."""
+    assert condition.maximum is not None
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise UserError(f"condition {condition.name!r} needs a number, not {value!r}")
+    if not 0 <= number <= condition.maximum:
+        raise UserError(
+            f"condition {condition.name!r} goes from 0 to {condition.maximum:g} in this model, which does not"
+            f" reach {number:g}"
+        )
+    return float(number)
 
 
 def _as_label(value: Any) -> Label:

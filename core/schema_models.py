@@ -14,8 +14,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from .schema_trained_codecs import DacModel
-from .sections import NOT_BOOL, OPERATIONAL, PositiveInt, Section
+from .schema_trained_codecs import DacModel, VaeModel
+from .sections import NOT_BOOL, OPERATIONAL, PositiveFloat, PositiveInt, Section
 
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL]
 
@@ -24,13 +24,18 @@ class ModelCondition(Section):
     """Something that a model is told about each clip. In a recipe, `pitch` is short for `{name: pitch}`."""
 
     name: str
-    """A label column of the corpus, such as `pitch` or `tags`, or a feature of `tokenize.features`."""
+    """A label column of the corpus, such as `pitch` or `tags`, a feature of `tokenize.features`, or, as
+    Stable Audio has them, `seconds_start`: where in its clip a crop begins, and `seconds_total`: the clip's
+    length."""
     fuse: Literal["sum", "prepend", "cross"] = "sum"
     """How it enters: summed into every step (of a sequence, its mean), prepended to the steps, or attended to
     by cross-attention."""
     length: PositiveInt | None = None
     """Of a feature with many vectors a clip: pad or cut every clip's to this many; null: the longest of a
     batch decides."""
+    maximum: PositiveFloat | None = None
+    """Tell a label column of numbers as a number from 0 to this, not as one of the values that occur. Of
+    `seconds_start` and `seconds_total`, which are always numbers: null is the length of the longest clip."""
 
     @model_validator(mode="before")
     @classmethod
@@ -292,6 +297,6 @@ class SampleRNNModel(_SummedSection):
 
 
 Model = Annotated[
-    TransformerModel | WaveNetModel | SampleRNNModel | RNNModel | CausalConvModel | DacModel,
+    TransformerModel | WaveNetModel | SampleRNNModel | RNNModel | CausalConvModel | DacModel | VaeModel,
     Field(discriminator="kind"),
 ]

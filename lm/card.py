@@ -134,6 +134,8 @@ def _condition_line(condition: Condition) -> str:
         feature = condition.feature or {}
         by = f" by `{feature['encoder']}`" if feature.get("encoder") else ""
         return f"- `{name}`: {feature.get('kind', 'vectors')}{by}\n"
+    if condition.kind == "number":
+        return f"- `{name}`: a number from 0 to {condition.maximum:g}\n"
     shown = ", ".join(f"`{value}`" for value in values[:_NUM_VALUES])
     more = f" and {len(values) - _NUM_VALUES} more" if len(values) > _NUM_VALUES else ""
     return f"- `{name}`: {'tags' if condition.kind == 'tags' else 'one'} of {shown}{more}\n"

@@ -88,6 +88,8 @@ def inherited_conditions(
 
 def _continued(source: str, condition: Condition, store: TokenStore, split: TokenSplit) -> Condition:
     name = condition.name
+    if condition.kind == "number":
+        return condition
     if condition.kind != "sequence":
         found = label_condition(name, split.column(name), condition.fuse)
         old, new = condition.values, found.values
@@ -151,7 +153,7 @@ def with_weights_of(source: TransformerLM, config: TransformerConfig) -> Transfo
 def _fill_table(lm: TransformerLM, source: TransformerLM, starts_random: set[str]) -> None:
     """Rows of values that the source knows, and zeros for others."""
     for condition in lm.config.conditions:
-        if condition.kind == "sequence":
+        if not condition.has_rows:
             continue
         rows = _rows(lm, condition)
         if condition.name not in starts_random:

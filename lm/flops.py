@@ -49,7 +49,8 @@ def clip_flops(
     blocks = num_steps * transformer_flops(weights, num_layers, dim, num_steps, causal=causal)
     memory = num_memory * num_layers * (6 * dim * 2 * kv_dim + 12 * dim * num_steps)
     head = 6 * num_frames * config.num_codebooks * dim * config.codebook_size
-    told = 4 * dim * sum(states[c.name] * _width(c) for c in config.conditions)
+    # Four operations: vectors are data. Six: a number's features are trained.
+    told = sum((6 if c.kind == "number" else 4) * dim * states[c.name] * _width(c) for c in config.conditions)
     return float(blocks + memory + head + told)
 
 
@@ -57,6 +58,8 @@ def _width(condition: Condition) -> int:
     """How many numbers each of a condition's states is a matrix product with."""
     if condition.kind == "label":
         return 0
+    if condition.kind == "number":
+        return condition.width + 1
     if condition.kind == "tags":
         return condition.num_rows
     return condition.width if condition.project else 0

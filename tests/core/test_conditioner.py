@@ -131,13 +131,13 @@ def test_states_stand_in_the_order_of_the_conditions() -> None:
     assert fused.prefix_mask[:, :2].all()
     assert fused.prefix_mask[:, 2:7].sum(1).tolist() == [2, 5, 0]
     assert fused.prefix_mask[:, 7:].all()
-    assert fused.memory.shape == (3, 1 + 4, 5)  # player, text
-    assert fused.memory_mask.sum(1).tolist() == [5, 1, 3]
+    assert fused.memory.shape == (3, 1 + 1 + 4, 5)  # player, start, text
+    assert fused.memory_mask.sum(1).tolist() == [6, 2, 4]
     assert not fused.memory[~fused.memory_mask].any()
     chroma = conditioner.projections["chroma"](some_of_everything()["chroma"].values)
     torch.testing.assert_close(fused.prefix[2, 7:], chroma[2])
     assert not fused.prefix[0, 9].any()  # attended to, as zeros
-    assert conditioner({}, 3).memory.shape == (3, 2, 5)
+    assert conditioner({}, 3).memory.shape == (3, 3, 5)
 
 
 def test_every_condition_learns() -> None:

@@ -29,6 +29,8 @@ TOLD: dict[str, list[Any]] = {
     "player": ["ann"],
     "mood": [("glad",)],
     "tags": [()],
+    "tempo": [120.0],
+    "start": [0],
     "style": [torch.zeros(1, 4)],
     "text": [torch.zeros(2, 6)],
     "melody": [None],
@@ -89,6 +91,8 @@ def test_short_sequences_can_be_repeated() -> None:
         ({"mood": [("calm", "wilder")]}, r"unknown tag 'wilder' for tags 'mood' \(did you mean 'wild'\?\)"),
         ({"mood": ["calm"]}, "tags 'mood' must be a list of tags a clip, not 'calm'"),
         ({"mood": [3]}, "tags 'mood' must be a list of tags a clip, not 3"),
+        ({"tempo": [241]}, "'tempo' goes from 0 to 240 in this model, which does not reach 241"),
+        ({"tempo": ["fast"]}, "'tempo' needs a number, not 'fast'"),
         ({"text": ["a sad song"]}, r"'text' needs vectors \[L, 6\] for this model, not 'a sad song'"),
         ({"text": [torch.zeros(2, 5)]}, r"'text' needs vectors \[L, 6\] for this model, not \[2, 5\]"),
         ({"text": [torch.zeros(6)]}, r"'text' needs vectors \[L, 6\] for this model, not \[6\]"),
@@ -126,7 +130,8 @@ def test_a_long_list_of_values_is_cut_in_the_sentence() -> None:
         ("pitch", torch.tensor([[-1]]), "'pitch' must hold rows of a table of 4, 0 for hidden"),
         ("mood", torch.zeros(1, 2), r"'mood' must have the shape \[B, 3\], not \[1, 2\]"),
         ("text", torch.zeros(1, 6), r"'text' must have the shape \[B, L, 6\], not \[1, 6\]"),
-        ("tempo", torch.zeros(1, 1), "unknown condition 'tempo'"),
+        ("tempo", torch.zeros(1, 2), r"'tempo' must have the shape \[B, 1\], not \[1, 2\]"),
+        ("beat", torch.zeros(1, 1), "unknown condition 'beat'"),
     ],
 )
 def test_tensors_of_another_form_are_refused(name: str, values: Tensor, message: str) -> None:

@@ -25,6 +25,7 @@ class Split:
     """Stands in for `TokenSplit`: frame t of clip i is 10 i + t, and so are its chroma, at twice the rate."""
 
     num_frames = np.array(LENGTHS)
+    num_samples = 320 * num_frames
 
     def __len__(self):
         return NUM_CLIPS
@@ -50,6 +51,7 @@ class Split:
 class Info:
     frame_rate: float = 50.0
     num_codebooks: int = K
+    sample_rate: int = 16000
 
 
 class Store:
@@ -94,6 +96,7 @@ def test_conditions_are_those_of_the_store():
     [
         ({"name": "pitch", "length": 3}, "condition 'pitch' is a label and has no length"),
         ("bpm", "label 'bpm' has fractions"),
+        ({"name": "text", "maximum": 3}, "condition 'text' is a number: it is no feature"),
     ],
 )
 def test_conditions_that_cannot_be(condition, message):
@@ -141,6 +144,16 @@ def test_a_feature_that_follows_time_is_cropped_with_the_codes():
     assert given.values[1, :, 0].tolist() == [27, 27.5, 28, 28.5, 0, 0, 0, 0]  # and there it ends
     assert given.mask.sum(1).tolist() == [8, 4]
     assert given.values.dtype == torch.float32
+
+
+def test_numbers_are_those_of_the_crop_and_the_clip():
+    found = batches("seconds_start", "seconds_total", {"name": "bpm", "maximum": 2.5})
+    assert found.conditions["seconds_total"].maximum == 0.24  # 12 frames of a fiftieth
+    given = found.given([(0, 8), (2, 5)])
+    assert given["seconds_start"].values.tolist() == [[pytest.approx(0.16)], [pytest.approx(0.1)]]
+    assert given["seconds_total"].values.tolist() == [[pytest.approx(0.24)], [pytest.approx(0.18)]]
+    assert given["bpm"].values.tolist() == [[1.5], [2.5]]  # 3 is beyond the scale
+    assert found.labels(1) == {"seconds_start": 0, "seconds_total": 0.1, "bpm": 2.0}
 
 
 def test_other_features_are_whole_and_may_be_missing():

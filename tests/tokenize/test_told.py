@@ -32,6 +32,7 @@ CONDITIONS = Conditions(
         Condition("pitch", "label", values=(60, 62, 64)),
         Condition("composer", "label", values=("Bach, J. S.", "Haydn")),
         Condition("mood", "tags", values=("calm", "glad", "wild")),
+        Condition("tempo", "number", width=4, maximum=240.0),
         Condition("caption", "sequence", "cross", width=3, feature=TEXT.to_json()),
         Condition("melody", "sequence", "prepend", width=12, feature=MELODY.to_json()),
         Condition("vectors", "sequence", width=2),
@@ -69,6 +70,7 @@ def test_labels_and_tags_are_taken_in_turn():
         "mood": [("calm", "glad"), ("wild",), (), ("calm", "glad")],
     }
     assert told.notes(CONDITIONS, 4)[1] == {"labels": {"pitch": 64, "composer": "Haydn", "mood": ("wild",)}}
+    assert inputs(Told({"tempo": ["120", "60.5"]}), 2) == {"tempo": [120.0, 60.5]}
     assert Told().num_clips == 1
     assert inputs(Told(), 2) == {}
 
@@ -98,6 +100,7 @@ def test_values_are_split_at_commas_unless_a_value_has_one(text, values):
         (Told({"caption": ["x"]}), "'caption' is not of kind label: give it by --text"),
         (Told({"vectors": ["x"]}), "'vectors' is not of kind label: give it by tensors, in Python"),
         (Told({"pitch": ["60", "62", "64"]}), "3 values of 'pitch' for 2 clips: ask for more clips"),
+        (Told({"tempo": ["fast"]}), "--label tempo=fast: a number is needed"),
         (Told(texts=("a", "b", "c")), "3 values of 'text' for 2 clips"),
         (Told(style=Path("x.wav")), "cannot be told a style: no condition takes a style"),
         (Told(melody=Path("none.wav")), "--melody: there is no file none.wav"),

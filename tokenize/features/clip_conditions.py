@@ -23,6 +23,11 @@ from ..store import TokenSplit, TokenStore
 
 _VALUES, _MASK = "values/", "mask/"
 
+SECONDS_START, SECONDS_TOTAL = "seconds_start", "seconds_total"
+"""Numbers that every clip has: where a crop begins, and how long the clip is."""
+
+_NUMBER_WIDTH = 256  # of the Fourier features, as Stable Audio has
+
 
 def to_batch(given: GivenConditions) -> Batch:
     """Conditions as flat entries of a batch."""
@@ -39,12 +44,18 @@ def from_batch(batch: Batch) -> GivenConditions:
 def conditions_of(store: TokenStore, split: TokenSplit, wanted: Sequence[ModelCondition]) -> Conditions:
     """What a recipe wants the model to be told: the labels' values are those that occur in `split`.
 
-    Raises `UserError` for a name that is neither a label column nor a feature of the store.
+    Raises `UserError` for a name that is neither a label column nor a feature of the store, and for labels
+    that are no numbers where numbers are wanted.
     """
     found = []
     for one in wanted:
         info = store.features.get(one.name)
-        if info is None:
+        if one.maximum is not None or one.name in (SECONDS_START, SECONDS_TOTAL):
+            if info is not None or one.length is not None:
+                raise UserError(f"condition '{one.name}' is a number: it is no feature and has no length")
+            maximum = one.maximum or float(split.num_samples.max()) / store.info.sample_rate
+            found.append(Condition(one.name, "number", one.fuse, width=_NUMBER_WIDTH, maximum=maximum))
+        elif info is None:
             if one.length is not None:
                 raise UserError(f"condition '{one.name}' is a label and has no length: remove that setting")
             found.append(label_condition(one.name, split.column(one.name), one.fuse))
@@ -69,7 +80,12 @@ class ClipConditions:
             name: store.features[name].frame_rate for name in conditions.names if name in store.features
         }
         self._mean_lengths: dict[str, int] = {}
-        self._labels = {c.name: split.column(c.name) for c in conditions if c.kind != "sequence"}
+        self._sample_rate = store.info.sample_rate
+        self._labels = {
+            c.name: split.column(c.name)
+            for c in conditions
+            if c.kind != "sequence" and c.name not in (SECONDS_START, SECONDS_TOTAL)
+        }
 
     def given(self, crops: Sequence[tuple[int, int]]) -> GivenConditions:
         """The conditions of (clip, first frame) pairs."""
@@ -78,9 +94,27 @@ class ClipConditions:
             name = condition.name
             if condition.kind == "sequence":
                 inputs[name] = [self._feature(name, clip, start) for clip, start in crops]
+            elif condition.kind == "number":
+                inputs[name] = [self._number(condition, clip, start) for clip, start in crops]
             else:
                 inputs[name] = [self._value(condition, clip) for clip, _ in crops]
         return self.conditions.encode(inputs) if crops else {}  # type: ignore[arg-type]
+
+    def _number(self, condition: Condition, clip: int, start: int) -> float:
+        """A clip's number, at most the model's maximum."""
+        assert condition.maximum is not None
+        if condition.name == SECONDS_START:
+            number: object = start / self._frame_rate
+        elif condition.name == SECONDS_TOTAL:
+            number = float(self.split.num_samples[clip]) / self._sample_rate
+        else:
+            number = self._labels[condition.name][clip]
+        if not isinstance(number, int | float):
+            raise UserError(
+                f"condition '{condition.name}' is told as a number, but a clip has {number!r}:"
+                " remove `maximum`"
+            )
+        return min(max(float(number), 0.0), condition.maximum)
 
     def _value(self, condition: Condition, clip: int) -> Label:
         """A clip's label, or those of its tags that occur in training."""
@@ -130,4 +164,8 @@ class ClipConditions:
 
     def labels(self, clip: int) -> dict[str, Label]:
         """What the model is told of a clip in words and numbers."""
-        return {c.name: self._value(c, clip) for c in self.conditions if c.kind != "sequence"}
+        return {
+            c.name: self._number(c, clip, 0) if c.kind == "number" else self._value(c, clip)
+            for c in self.conditions
+            if c.kind != "sequence"
+        }

@@ -93,8 +93,8 @@ class Told:
     def _words(self, conditions: Conditions, num_clips: int) -> ClipInputs:
         found: ClipInputs = {}
         for name, values in self.labels.items():
-            condition = _of_kind(conditions, name, "label")
-            found[name] = _in_turn([_label(condition, value) for value in values], num_clips, name)
+            condition = _of_kind(conditions, name, "label", "number")
+            found[name] = _in_turn([_value(condition, value) for value in values], num_clips, name)
         for name, sets in self.tags.items():
             condition = _of_kind(conditions, name, "tags")
             for tag in (tag for tags in sets for tag in tags):
@@ -112,19 +112,25 @@ def split_values(conditions: Conditions, name: str, text: str) -> list[str]:
     return [value.strip() for value in text.split(",")]
 
 
-def _of_kind(conditions: Conditions, name: str, kind: Literal["label", "tags"]) -> Condition:
+def _of_kind(conditions: Conditions, name: str, *kinds: Literal["label", "tags", "number"]) -> Condition:
     """The condition `name`; raises `UserError` that says how it is told if it is of another kind."""
     condition = conditions[name]
-    if condition.kind != kind:
-        how = {"label": f"--label {name}=VALUE", "tags": f"--tags {name}=TAG,TAG"}
+    if condition.kind not in kinds:
+        value = f"--label {name}=VALUE"
+        how = {"label": value, "number": value, "tags": f"--tags {name}=TAG,TAG"}
         kind_of = str(condition.feature["kind"]) if condition.feature else ""
         option = how.get(condition.kind) or (f"--{kind_of}" if kind_of else "tensors, in Python")
-        raise UserError(f"condition {name!r} is not of kind {kind}: give it by {option}")
+        raise UserError(f"condition {name!r} is not of kind {kinds[0]}: give it by {option}")
     return condition
 
 
-def _label(condition: Condition, value: str) -> Label:
+def _value(condition: Condition, value: str) -> Label:
     """A value as the model knows it: numbers are written as numbers."""
+    if condition.kind == "number":
+        try:
+            return float(value)
+        except ValueError as error:
+            raise UserError(f"--label {condition.name}={value}: a number is needed") from error
     for known in condition.values:
         if str(known) == value:
             return known
