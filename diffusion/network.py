@@ -152,11 +152,15 @@ class TimeEmbedding(nn.Module):
         self.hidden = nn.Linear(num_features, dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, time: Tensor) -> Tensor:
-        """[B] float32 in 0…1 to [B, W]."""
+    def features(self, time: Tensor) -> Tensor:
+        """[B] float32 in 0…1 to sines and cosines [B, num_features]."""
         half = self.num_features // 2
         frequencies = 1000 * 10000 ** -(torch.arange(half, device=time.device) / half)
-        angles = time.float()[:, None] * frequencies
-        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.hidden.weight.dtype)
+        angles = time[:, None] * frequencies
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """[B] float32 in 0…1 to [B, W]."""
+        features = self.features(time.float()).to(self.hidden.weight.dtype)
         y: Tensor = self.out(nn.functional.silu(self.hidden(features)))
         return y
