@@ -30,6 +30,7 @@ from .eval.compare_commands import (
     refuse_recipe_options,
     stats_app,
 )
+from .eval.fidelity.commands import RECIPE_SUFFIXES, eval_codecs
 from .eval.listening.commands import listen_app
 from .lm import commands as lm_commands
 from .tokenize.commands import data_app, tokens_app
@@ -337,10 +338,60 @@ def codec_train(recipe_path: RecipePath, overrides: Overrides = None) -> None:
     _run_one("train", recipe_path, overrides)
 
 
-@codec_app.command(name="eval")
-def codec_eval(recipe_path: RecipePath, overrides: Overrides = None) -> None:
-    """Measure a trained codec's reconstruction of held-out audio, beside Opus."""
-    _run_one("eval", recipe_path, overrides)
+@codec_app.command(name="eval", cls=SeveralValues)
+def codec_eval(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CODEC…|RECIPE [KEY=VALUE…]",
+            help="Codecs, [NAME=]CODEC[@KBPS][#CODEBOOKS], with --data; or the recipe of a trained codec.",
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|RECIPE", help="A folder of audio, or a recipe, for its corpus' split eval.reference."
+        ),
+    ] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of the Fréchet distance: logmel (default), vggish, clap, codec:ID, …"
+        ),
+    ] = None,
+    max_clips: Annotated[
+        int | None, typer.Option(min=1, help="At most so many clips, random ones. Default: 256.")
+    ] = None,
+    players: Annotated[
+        int | None, typer.Option(min=0, help="Clips to listen to on the page. Default: 8.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the choice of clips. Default: 0.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where scores.json and report.html are written.")
+    ] = None,
+) -> None:
+    """Measure how codecs reconstruct audio, beside Opus.
+
+    Any codecs: tokkata codec eval pocket dac:44khz mine=runs/codec/model --data DIR --out DIR
+    """
+    if data is not None:
+        eval_codecs(
+            words,
+            data=data,
+            embedding=embedding or "logmel",
+            max_clips=256 if max_clips is None else max_clips,
+            players=8 if players is None else players,
+            seed=seed or 0,
+            out=out,
+        )
+        return
+    if not words[0].endswith(RECIPE_SUFFIXES):
+        raise UserError(f"what is {words[0]} to be measured on? Give --data DIR, a folder of audio")
+    options = {"embedding": embedding, "max-clips": max_clips, "players": players, "seed": seed, "out": out}
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"--{name} is for --data: a recipe says itself how it is scored")
+    _run_one("eval", Path(words[0]), words[1:])
 
 
 def main() -> None:

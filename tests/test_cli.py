@@ -53,7 +53,7 @@ def started(text):
         (["eval"], ["RECIPE", "KEY=VALUE"]),
         (["codec"], ["train", "eval"]),
         (["codec", "train"], ["RECIPE", "KEY=VALUE"]),
-        (["codec", "eval"], ["RECIPE", "KEY=VALUE", "Opus"]),
+        (["codec", "eval"], ["CODEC", "RECIPE", "KEY=VALUE", "--data", "Opus"]),
     ],
 )
 def test_help(tokkata, arguments, words):

@@ -7,41 +7,69 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from audiotools import AudioSignal
-from dac.nn.loss import MelSpectrogramLoss
+from dac.nn.loss import MelSpectrogramLoss, MultiScaleSTFTLoss
 from torch import Tensor, nn
 
 MEL_WINDOWS = (64, 128, 256, 512, 1024)  # samples
 MEL_BINS = (10, 20, 40, 80, 160)
+MEL_FLOOR = 1e-5
 
 # An AudioSignal keeps its last spectrogram, and says so of every further window length.
 warnings.filterwarnings("ignore", message="stft_data changed shape", module="audiotools")
 
 
 class MelDistance:
-    """DAC's multi-scale distance of log10-mel spectrograms, summed over `MEL_WINDOWS`.
+    """DAC's multi-scale distance of log10-mel spectrograms, summed over windows.
 
     Magnitudes below `floor` count as `floor`; 1e-5 is what DAC reports with. Windows as in arXiv:2306.06546,
-    sec. 3.4, without 32 and 2048.
+    sec. 3.4, by default without 32 and 2048.
     """
 
-    def __init__(self, sample_rate: int, floor: float = 1e-5) -> None:
+    def __init__(
+        self,
+        sample_rate: int,
+        floor: float = MEL_FLOOR,
+        windows: Sequence[int] = MEL_WINDOWS,
+        bins: Sequence[int] = MEL_BINS,
+    ) -> None:
         self._sample_rate = sample_rate
-        self._distance: nn.Module = MelSpectrogramLoss(
-            n_mels=list(MEL_BINS),
-            window_lengths=list(MEL_WINDOWS),
-            mel_fmin=[0.0] * len(MEL_BINS),
-            mel_fmax=[None] * len(MEL_BINS),
+        self._floor = floor
+        self._distance = MelSpectrogramLoss(
+            n_mels=list(bins),
+            window_lengths=list(windows),
+            mel_fmin=[0.0] * len(bins),
+            mel_fmax=[None] * len(bins),
             mag_weight=0.0,
             pow=1.0,
             clamp_eps=floor,
         )
 
+    def __call__(self, estimate: Tensor, reference: Tensor, floor: float | None = None) -> Tensor:
+        """The mean over two `[B, C, N]`, a differentiable scalar; `floor`: None: as the distance was made."""
+        rate = self._sample_rate
+        self._distance.clamp_eps = self._floor if floor is None else floor
+        distance: Tensor = self._distance(AudioSignal(estimate, rate), AudioSignal(reference, rate))
+        return distance
+
+
+class StftDistance:
+    """DAC's multi-scale STFT distance (arXiv:2306.06546): `MultiScaleSTFTLoss` with the package's defaults.
+
+    Windows of 2048 and 512 samples; summed up are the mean absolute differences of the magnitudes, and of
+    log10 of the squares of those above 1e-5.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        self._sample_rate = sample_rate
+        self._distance: nn.Module = MultiScaleSTFTLoss()
+
     def __call__(self, estimate: Tensor, reference: Tensor) -> Tensor:
-        """The mean over two `[B, 1, N]`, a differentiable scalar."""
+        """The mean over two `[B, C, N]`, a differentiable scalar."""
         rate = self._sample_rate
         distance: Tensor = self._distance(AudioSignal(estimate, rate), AudioSignal(reference, rate))
         return distance
