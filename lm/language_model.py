@@ -6,29 +6,20 @@ Shapes: B batch, K codebooks, T frames, V codebook size.
 from __future__ import annotations
 
 import dataclasses
-import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from huggingface_hub import ModelCard
+from torch import Tensor
 from torch.utils._pytree import register_dataclass
 
 from ..core.conditions import Conditions, GivenConditions
 from ..core.errors import UserError
-from ..core.files import atomic_file, write_json
+from ..core.saved_model import CONFIG_NAME, SavedModel
 from .decoder import Prepared, Weights
 from .patterns import Pattern
-
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +98,7 @@ class LMLoss:
 register_dataclass(LMLoss, field_names=["mean", "num_tokens", "per_codebook"])
 
 
-class LanguageModel(nn.Module, PyTorchModelHubMixin, ABC, library_name="tokkata", tags=["music-generation"]):
+class LanguageModel(SavedModel):
     """A language model over codes [B, K, T]; `forward` is its training loss.
 
     A family is a subclass with a configuration class of its own.
@@ -141,18 +132,6 @@ class LanguageModel(nn.Module, PyTorchModelHubMixin, ABC, library_name="tokkata"
         """
         return None
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    # ------------------------------------------------------------------------------------------------- hub
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        with atomic_file(save_directory / WEIGHTS_NAME) as partial:
-            save_file(self.state_dict(), partial, metadata={"format": "pt"})
-        write_json(save_directory / CONFIG_NAME, self.config.to_dict())
-
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """A card of the bare facts, for a folder or repository that has none."""
         config = self.config
@@ -162,83 +141,3 @@ class LanguageModel(nn.Module, PyTorchModelHubMixin, ABC, library_name="tokkata"
             f"{sum(p.numel() for p in self.parameters()):,} parameters, {config.frame_rate:g} frames a"
             f" second; conditions: {', '.join(config.conditions.names) or 'none'}.\n"
         )
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]  # takes no model_kwargs: config.json has them all
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        revision: str | None = None,
-        map_location: str = "cpu",
-    ) -> Self:
-        """Load a model from a local folder or from the Hub, in evaluation mode.
-
-        Raises `UserError` where `config.json` or `model.safetensors` is missing, and names the tensors that
-        the weights lack, have too many, or have in another shape.
-        """
-        where = {
-            "revision": revision,
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "token": token,
-            "local_files_only": local_files_only,
-        }
-        name = str(pretrained_model_name_or_path)
-        config_file = find_file(name, CONFIG_NAME, where)
-        weights_file = find_file(name, WEIGHTS_NAME, where)
-        config = cls.config_class.from_dict(read_config(config_file))
-        try:
-            weights = load_file(weights_file, device=map_location)
-        except SafetensorError as error:
-            raise UserError(
-                f"{weights_file} is damaged ({error}): download or save the model again"
-            ) from error
-        model = cls(config).to(map_location)
-        _check_weights(model.state_dict(), weights, weights_file)
-        model.load_state_dict(weights, strict=True)
-        return model.eval()
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """The settings in a `config.json`; raises `UserError` if it is not JSON."""
-    try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is not JSON ({error}): download or save the model again") from error
-    return values
-
-
-def find_file(model_id: str, name: str, where: Mapping[str, Any]) -> Path:
-    """The local path of a model's file, downloaded where `model_id` is no folder.
-
-    `where` is what `hf_hub_download` takes besides. Raises `UserError` if there is no such file.
-    """
-    if Path(model_id).is_dir():
-        path = Path(model_id) / name
-        if not path.is_file():
-            raise UserError(f"{model_id} holds no model: {name} is missing")
-        return path
-    try:
-        return Path(hf_hub_download(model_id, name, **where))
-    except (HFValidationError, EntryNotFoundError, HfHubHTTPError) as error:
-        raise UserError(
-            f"no model at {model_id!r}: it is neither a folder here nor a repository on the Hub"
-            f" from which {name} can be had ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def _check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path) -> None:
-    """Raise `UserError` that names all tensors in which a model and a file of weights differ."""
-    reshaped = [name for name in expected if name in found and expected[name].shape != found[name].shape]
-    faults = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
-        "of another shape": reshaped,
-    }
-    texts = [f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names]
-    if texts:
-        raise UserError(f"{file} does not fit its {CONFIG_NAME}; tensors {'; '.join(texts)}")

@@ -14,9 +14,10 @@ import torch
 
 from ..core.errors import UserError
 from ..core.hub_cache import hub_snapshot
+from ..core.saved_model import CONFIG_NAME, WEIGHTS_NAME, model_folder, read_config
 from ..tokenize.codec import Codec, CodecInfo, load_codec_from_info
 from .causal_conv import CausalConvLM
-from .language_model import CONFIG_NAME, WEIGHTS_NAME, LanguageModel, read_config
+from .language_model import LanguageModel
 from .rnn import RNNLM
 from .samplernn import SampleRNN
 from .transformer import TransformerLM
@@ -28,17 +29,6 @@ FAMILIES: dict[str, type[LanguageModel]] = {
 """What `config.json` calls each family, as recipes do, and its class."""
 
 _MUSICGEN = "musicgen"
-
-
-def model_folder(path: Path) -> Path:
-    """The folder of a model: `path`, or `path/model` where `path` is a run.
-
-    Raises `UserError` if there is none.
-    """
-    for folder in (path, path / "model"):
-        if (folder / CONFIG_NAME).is_file():
-            return folder
-    raise UserError(f"{path} holds no model: neither {CONFIG_NAME} nor model/{CONFIG_NAME} is there")
 
 
 def load_lm(

@@ -14,9 +14,9 @@ from ..core.files import read_jsonl, write_text
 from ..core.hub_upload import upload_folder
 from ..core.recipe import load_recipe
 from ..core.run import stage_states
+from ..core.saved_model import CONFIG_NAME, WEIGHTS_NAME, model_folder, read_config
 from .card import MODEL
-from .language_model import CONFIG_NAME, WEIGHTS_NAME, read_config
-from .load import FAMILIES, model_folder
+from .load import FAMILIES
 
 CARD_NAME = "README.md"
 NUM_CLIPS = 4

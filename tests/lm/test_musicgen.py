@@ -17,8 +17,8 @@ from transformers.models.musicgen_melody.configuration_musicgen_melody import Mu
 
 from tokkata.core.conditions import Condition, Conditions
 from tokkata.core.errors import UserError
+from tokkata.core.saved_model import read_config
 from tokkata.lm.generate import generate
-from tokkata.lm.language_model import read_config
 from tokkata.lm.musicgen import to_musicgen
 from tokkata.lm.transformer import TransformerConfig, TransformerLM, sinusoids
 from tokkata.tests.made_musicgen import (
