@@ -25,7 +25,7 @@ from ..core.conditions import GivenConditions
 from ..core.errors import UserError
 from ..core.rotary import rotary_tables
 from .dit_blocks import Block, BlockShape, Surroundings, block_flops, blocks_in, modulate
-from .network import INIT_STD, Conditioned, KeysValues, Network, NetworkConfig, TimeEmbedding
+from .network import INIT_STD, Conditioned, KeysValues, Network, NetworkConfig, TimeEmbedding, told_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,5 +225,5 @@ class DiT(Network):
         blocks = config.num_layers * block_flops(config.block_shape, num_tokens, num_memory)
         ends = num_frame_tokens * config.patch_size * (4 * config.in_dim + 6 * config.latent_dim) * config.dim
         vectors = 6 * config.dim * (2 * config.dim + config.dim) + 4 * config.dim * self.time.num_features
-        told = 4 * config.dim * sum(c.width * states[c.name] for c in config.conditions if c.project)
+        told = told_flops(config.conditions, num_states, config.dim)
         return blocks + ends + vectors + told

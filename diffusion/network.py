@@ -142,6 +142,23 @@ class Network(nn.Module, ABC):
             raise ValueError(f"{num_frames} frames are more than the {self.max_frames} of this network")
 
 
+def told_flops(conditions: Conditions, num_states: Mapping[str, int], dim: int) -> float:
+    """Of taking the conditions of a clip to vectors of width `dim`, as `Network.clip_flops` counts.
+
+    Four operations a weight, because what it is multiplied with is data and needs no gradient; six for
+    numbers, whose frequencies do.
+    """
+    total = 0
+    for condition in conditions:
+        if condition.kind == "number":
+            total += 6 * (condition.width + 1)
+        elif condition.kind == "tags":
+            total += 4 * condition.num_rows
+        elif condition.kind == "sequence" and condition.project:
+            total += 4 * condition.width * num_states[condition.name]
+    return float(dim * total)
+
+
 # DiT (arXiv:2212.09748) embeds the steps 0…1000 of a DDPM so: sines and cosines as in arXiv:1706.03762.
 class TimeEmbedding(nn.Module):
     """Fourier features of the time, then a network of one hidden layer."""

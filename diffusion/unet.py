@@ -25,7 +25,7 @@ from ..core.conditions import GivenConditions
 from ..core.errors import UserError
 from ..core.rotary import rotary_tables
 from .dit_blocks import Block, BlockShape, Surroundings, block_flops, blocks_in
-from .network import Conditioned, KeysValues, Network, NetworkConfig, TimeEmbedding
+from .network import Conditioned, KeysValues, Network, NetworkConfig, TimeEmbedding, told_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +240,7 @@ class UNet1d(Network):
         num_memory = sum(states[c.name] for c in config.conditions.fused_by("cross"))
         attention = block_flops(config.block_shape, length // config.factor, num_memory)
         width = config.channels[-1]
-        told = 4 * width * sum(c.width * states[c.name] for c in config.conditions if c.project)
+        told = told_flops(config.conditions, num_states, width)
         vectors = 6 * sum(films) + 6 * width * width + 4 * width * self.time.num_features
         return total + config.num_attention_blocks * attention + told + vectors
 
