@@ -260,7 +260,7 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
                             " lower train.lr or look at the data;"
                             f" the newest checkpoint is kept in {checkpoints}"
                         )
-                if job.after_step is not None:
+                if job.after_step is not None and not any(skipped_in_a_row.values()):
                     log.add("", dict(job.after_step(step, batches)), torch.ones(()), skipped=False)
                 step += 1
                 average.update(step)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from .sections import NOT_BOOL, Fraction, PositiveFloat, PositiveInt, Section
 
@@ -57,7 +57,93 @@ class TrainedCodec(Section):
     """Adversarial training; null: none."""
 
 
-class DacModel(TrainedCodec):
+class DeadCodes(Section):
+    """Replacing entries of the codebooks that are hardly used by what the encoder made of a random frame."""
+
+    below: Annotated[float, Field(gt=0.0, lt=1.0), NOT_BOOL] = 0.05
+    """An entry is dead when it is used less than this share of what an even use would be."""
+    decay: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] = 0.99
+    """Decay, a step, of the moving average that its use is judged by."""
+
+
+class Balancer(Section):
+    """The loss balancer of EnCodec (arXiv:2210.13438, sec. 3.4): a term's weight is its share of the gradient
+    at the decoder's output, whatever its scale. Codebook and commitment terms are not balanced."""
+
+    decay: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] = 0.999
+    """Decay, a step, of the moving averages of the gradients' norms."""
+    norm: PositiveFloat = 1.0
+    """What the norms of a clip's balanced gradients add up to."""
+
+
+class RvqModel(TrainedCodec):
+    """What every codec with residual vector quantisation is asked."""
+
+    source: str | None = None
+    """A codec of the same kind whose weights training begins from: `pocket`, a folder or a hub id. Its shape
+    is then not given here; `sample_rate_hz` must be its own."""
+    source_revision: str | None = None
+    """Commit or tag on the Hub."""
+    mel_windows: list[Annotated[int, Field(ge=16, multiple_of=4), NOT_BOOL]] = Field(
+        default=[64, 128, 256, 512, 1024], min_length=1
+    )
+    """Windows of the multi-scale log-mel distance, in samples."""
+    mel_bins: list[PositiveInt] = Field(default=[10, 20, 40, 80, 160], min_length=1)
+    """Mel bands of each window."""
+    mel_floor: PositiveFloat = 1e-2
+    """Mel magnitudes below this count as this: what nobody hears must not rule the loss (a full-scale
+    sine has a magnitude of a quarter of the window's length)."""
+    mel_floor_end: PositiveFloat | None = None
+    """Where the floor has fallen to, exponentially, by the last step; null: it stays."""
+    mel_weight: Weight = 15.0
+    """Weight of the multi-scale log-mel distance."""
+    stft_weight: Weight = 0.0
+    """Weight of the multi-scale STFT distance, of magnitudes and log-magnitudes, at 2048 and 512 samples."""
+    waveform_weight: Weight = 10.0
+    """Weight of the waveform's mean absolute error relative to the mean absolute amplitude."""
+    commitment_weight: Weight = 1.0
+    """Weight of the term that moves the encoder's output towards codebook entries."""
+    balancer: Balancer | None = None
+    """Balance the terms of the decoded audio by their gradients; null: weights are factors."""
+    dead_codes: DeadCodes | None = DeadCodes()
+    """Replacing dead entries of the codebooks; null: they stay dead."""
+    store: Literal["float32", "float16"] = "float32"
+    """Number format of the saved weights; float16 halves the file, and it is loaded as float32."""
+
+    shape_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings that a source decides."""
+
+    @model_validator(mode="after")
+    def _check_scales(self) -> Self:
+        if len(self.mel_windows) != len(self.mel_bins):
+            raise ValueError(
+                f"mel_bins {self.mel_bins} needs one number for each of the"
+                f" {len(self.mel_windows)} mel_windows"
+            )
+        if not self.mel_weight and not self.stft_weight:
+            raise ValueError("mel_weight and stft_weight are both 0: give one of them a weight")
+        return self
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if self.source is None:
+            if self.source_revision is not None:
+                raise ValueError("source_revision belongs to source, which is not given")
+            return self
+        given = next((name for name in self.shape_settings if name in self.model_fields_set), None)
+        if given is not None:
+            raise ValueError(f"{given} is that of source {self.source}: remove it")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_inherited(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Defaults that the source's settings take the place of are no settings of a resolved recipe."""
+        values: dict[str, Any] = handler(self)
+        inherited = self.shape_settings if self.source is not None else ()
+        return {name: value for name, value in values.items() if name not in inherited}
+
+
+class DacModel(RvqModel):
     """A Descript Audio Codec to train: residual vector quantisation over a convolutional autoencoder."""
 
     kind: Literal["dac"]
@@ -73,24 +159,26 @@ class DacModel(TrainedCodec):
     """Entries of each codebook."""
     codebook_dim: PositiveInt = 8
     """Width of the factorised lookup."""
+    start: Literal["lapped", "kmeans", "random"] = "lapped"
+    """Initial weights: those of a lapped transform with examples of its coefficients in the codebooks, from
+    which short trainings learn; random ones with codebooks found by k-means; or random ones."""
     quantizer_dropout: Fraction = 0.25
     """Share of clips in a batch for which only a random number of the codebooks is used."""
-    mel_floor: PositiveFloat = 1e-2
-    """Mel magnitudes below this count as this: what nobody hears must not rule the loss (a full-scale
-    sine has a magnitude of a quarter of the window's length)."""
-    mel_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 15.0
-    """Weight of the multi-scale log-mel distance."""
-    waveform_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 10.0
-    """Weight of the waveform's mean absolute error relative to the mean absolute amplitude."""
-    codebook_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
+    codebook_weight: Weight = 1.0
     """Weight of the term that moves codebook entries towards the encoder's output."""
-    commitment_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
-    """Weight of the term that moves the encoder's output towards codebook entries."""
     codebook_lr_scale: PositiveFloat = 10.0
     """Learning rate of the codebooks, as a multiple of `train.lr`: an entry is met in few steps only, and
     would fall behind an encoder that learns in all."""
-    store: Literal["float32", "float16"] = "float32"
-    """Number format of the saved weights; float16 halves the file, and it is loaded as float32."""
+
+    shape_settings: ClassVar[tuple[str, ...]] = (
+        "encoder_dim",
+        "encoder_rates",
+        "decoder_dim",
+        "num_codebooks",
+        "codebook_size",
+        "codebook_dim",
+        "start",
+    )
 
 
 class VaeModel(TrainedCodec):
@@ -134,3 +222,22 @@ class VaeModel(TrainedCodec):
                 f" {len(self.encoder_rates)} encoder_rates"
             )
         return self
+
+
+class MelVaeModel(TrainedCodec):
+    """The smallest variational autoencoder (arXiv:1312.6114): one vector of latents for the log-mel spectrogram
+    of a note of `train.crop_s`, heard through Griffin and Lim's algorithm."""
+
+    kind: Literal["mel_vae"]
+    adversarial: None = None
+    """Nothing: it is trained without."""
+    latent_dim: PositiveInt = 16
+    """Numbers that a note becomes."""
+    hidden_dim: PositiveInt = 256
+    """Width of the two hidden layers of encoder and decoder."""
+    num_mels: PositiveInt = 96
+    """Bands of the mel spectrogram."""
+    window: Annotated[int, Field(ge=64, multiple_of=4), NOT_BOOL] = 2048
+    """Window of the spectrogram in samples; windows overlap by three quarters."""
+    beta: Weight = 1.0
+    """Weight of the divergence from the prior; 1 is the evidence lower bound itself."""

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import dac
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, remove_weight_norm
+from torch.nn.utils import parametrizations, parametrize, remove_weight_norm
 from transformers import DacConfig, DacModel
 
 from ...core import schema
@@ -25,6 +25,8 @@ from ..codec import Chunking, Codec, CodecInfo, library_versions, load_strictly
 from ..receptive_field import conv_context
 
 Network = TypeVar("Network", bound=nn.Module)
+
+_NO_DIRECTION = 1e-12
 
 
 class HubDac(Codec):
@@ -168,6 +170,34 @@ def to_hub(original: dac.DAC) -> DacModel:
             # from the original too, whose copies share its class.
             target.load_state_dict({name: getattr(source, name) for name, _ in target.named_parameters()})
     return hub
+
+
+def from_hub(hub: DacModel, quantizer_dropout: float) -> dac.DAC:
+    """The same codec as a `dac.DAC` to train, with parametrized weight norm: the inverse of `to_hub`."""
+    config = hub.config
+    original = build_original(
+        schema.DacModel(
+            kind="dac",
+            sample_rate_hz=config.sampling_rate,
+            encoder_dim=config.encoder_hidden_size,
+            encoder_rates=list(config.downsampling_ratios),
+            decoder_dim=config.decoder_hidden_size,
+            num_codebooks=config.n_codebooks,
+            codebook_size=config.codebook_size,
+            codebook_dim=config.codebook_dim,
+            quantizer_dropout=quantizer_dropout,
+        )
+    )
+    with torch.no_grad():
+        for source, target in _same_modules(original, hub):
+            for name, value in target.named_parameters():
+                if parametrize.is_parametrized(source, name):
+                    # Weight norm needs a direction even of a channel that is nothing.
+                    is_nothing = value.abs().amax((1, 2), keepdim=True) == 0
+                    setattr(source, name, torch.where(is_nothing, _NO_DIRECTION, value).float())
+                else:
+                    getattr(source, name).copy_(value)
+    return original
 
 
 def save_dac(original: dac.DAC, folder: Path, store: str) -> None:

@@ -2,10 +2,9 @@
 
     python -m tokkata.tokenize.training.train_codec RECIPE
 
-The architecture is the original package's DAC (arXiv:2306.06546). The loss is its multi-scale log-mel
-distance and its codebook and commitment terms (sec. 3.4), plus the waveform's relative absolute error:
-without a discriminator, spectral terms alone leave the phase free. For the waveform to be learnt in few
-steps, the codec starts as a lapped transform (`lapped_start.py`).
+The codec's loss is made of distances of the decoded audio (`reconstruction_terms.py`), what discriminators
+make of it (`adversarial.py`), and the terms of the codebooks (arXiv:2306.06546, sec. 3.4). Without
+discriminators, spectral terms alone leave the phase free: the waveform's error binds it.
 
 Shapes: B batch, N samples, K codebooks, T frames.
 """
@@ -14,9 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
-import dac
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -24,52 +21,72 @@ from torch import Tensor, nn
 from ...core.errors import UserError
 from ...core.files import atomic_folder
 from ...core.loop import Batch, Job, Loss, Phase, train
-from ...core.optimizer import adamw
 from ...core.run import is_main_process, stage_main
 from ...core.sampler import CropSampler
 from ...core.schema import DacModel, Recipe
-from ..families.codec_dac import build_original, save_dac
+from ...core.schema_trained_codecs import RvqModel
 from ..fidelity import MelDistance, codebook_efficiency, si_sdr
+from .adversarial import DECODED, DISCRIMINATOR, Adversary
 from .audio_store import AudioStore
-from .lapped_start import start_as_lapped_transform
+from .balancer import NORMS, LossBalancer
+from .card import write_card
+from .codebook_upkeep import ASKED, CODES, CodebookUpkeep
+from .reconstruction_terms import ReconstructionTerms
+from .rvq import RvqCodec, RvqOutput
+from .rvq_dac import build_dac
 
 # Validation looks at the same few seconds each time.
 _VALID_CROPS = 32
+_VALID_S = 2
 
 _NUM_EXAMPLES = 64
 _EXAMPLE_SAMPLES = 32000
 
 
 class CodecLoss:
-    """Reconstruction, codebook and commitment terms, weighted as the recipe says."""
+    """All terms of the codec's phase, weighted or balanced as the recipe says."""
 
-    def __init__(self, config: DacModel) -> None:
+    def __init__(self, recipe: Recipe, codec: RvqCodec, adversary: Adversary | None) -> None:
+        config = recipe.model
+        assert isinstance(config, RvqModel)
         self._config = config
-        self._mel = MelDistance(config.sample_rate_hz, config.mel_floor)
+        self._codebook_weight = codec.codebook_weight
+        self._adversary = adversary
+        self._terms = ReconstructionTerms(config, recipe.train.steps)
+        self._weights = dict(self._terms.weights)
+        if adversary is not None:
+            self._weights |= {
+                "adversarial": adversary.config.weight,
+                "features": adversary.config.feature_weight,
+            }
+        self.balancer = (
+            LossBalancer(config.balancer, list(self._weights), codec) if config.balancer is not None else None
+        )
 
     def __call__(self, modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
-        """`batch["audio"]` is `[B, 1, N]`."""
-        config, audio = self._config, batch["audio"]
-        out = modules["codec"](audio, config.sample_rate_hz)
-        decoded: Tensor = out["audio"]
-        target = audio[..., : decoded.shape[-1]]
-        mel = self._mel(decoded, target)
-        waveform = (decoded - target).abs().mean() / target.abs().mean().clamp(min=1e-4)
-        codebook, commitment = out["vq/codebook_loss"].mean(), out["vq/commitment_loss"].mean()
-        total = (
-            config.mel_weight * mel
-            + config.waveform_weight * waveform
-            + config.codebook_weight * codebook
-            + config.commitment_weight * commitment
-        )
-        metrics = {"mel": mel, "waveform": waveform, "codebook": codebook, "commitment": commitment}
-        return Loss(total, torch.tensor(float(len(audio)), device=audio.device), metrics)
+        """`batch["audio"]` is `[B, 1, N]`, `batch["step"]` a scalar."""
+        out: RvqOutput = modules["codec"](batch["audio"])
+        decoded = out.audio.float()
+        audio = batch["audio"][..., : decoded.shape[-1]]
+        terms = self._terms(decoded, audio, int(batch["step"]))
+        if self._adversary is not None and self._adversary.is_active(batch):
+            said = self._adversary.generator_terms(modules, decoded, audio)
+            terms |= {"adversarial": said.adversarial, "features": said.features}
+        made = {DECODED: decoded, CODES: out.codes, ASKED: out.asked}
+        if self.balancer is None:
+            total = torch.stack([self._weights[name] * term for name, term in terms.items()]).sum()
+        else:
+            balanced = self.balancer(terms, self._weights, decoded)
+            total, made[NORMS] = balanced.mean, balanced.norms
+        total = total + self._codebook_weight * out.codebook + self._config.commitment_weight * out.commitment
+        metrics = {**terms, "codebook": out.codebook, "commitment": out.commitment}
+        return Loss(total, torch.tensor(float(len(audio)), device=audio.device), metrics, made=made)
 
 
 def train_codec(recipe: Recipe) -> None:
     """Write `checkpoints/`, `logs/` and `model/`."""
     config = recipe.model
-    assert isinstance(config, DacModel)
+    assert isinstance(config, RvqModel)
     store = AudioStore(recipe.folder / "audio")
     clips = store.split("train")
     if not clips:
@@ -80,41 +97,45 @@ def train_codec(recipe: Recipe) -> None:
     def batch(step: int, rows: range) -> Batch:
         crops = sampler.draw(step, recipe.train.batch_size, rows)
         audio = np.stack([store.crop(clips[c.clip], c.start, crop) for c in crops])
-        return {"audio": torch.from_numpy(audio)[:, None]}
+        return {"audio": torch.from_numpy(audio)[:, None], "step": torch.tensor(step)}
 
     torch.manual_seed(recipe.train.seed)
-    codec = build_original(config)
-    try:
-        start_as_lapped_transform(codec, examples(store))
-    except ValueError as error:
-        raise UserError(f"model.encoder_rates: {error}") from error
+    codec = build_codec(config, examples(store))
+    modules: dict[str, nn.Module] = {"codec": codec}
+    adversary = None
+    if config.adversarial is not None:
+        adversary = Adversary(config.adversarial, config.sample_rate_hz, recipe.train)
+        modules[DISCRIMINATOR] = adversary.module
+    loss = CodecLoss(recipe, codec, adversary)
+    watched = "mel" if config.mel_weight else "stft"
+    phases = [Phase("codec", "codec", codec.optimizer(recipe.train), loss, watched=watched)]
+    upkeep = CodebookUpkeep(codec, config.dead_codes, recipe.train.seed)
+
+    def after_step(step: int, batches: list[Batch]) -> Mapping[str, Tensor]:
+        if loss.balancer is not None:
+            loss.balancer.after_step(batches)
+        return upkeep(step, batches)
+
     train(
         Job(
-            modules={"codec": codec},
-            phases=[Phase("codec", "codec", _optimizer(codec, recipe), CodecLoss(config))],
+            modules=modules,
+            phases=phases if adversary is None else [*phases, adversary.phase],
             averaged="codec",
             batch=batch,
             validate=_Validation(store, config),
-            save=lambda module, scores: _save(module, recipe.folder / "model", config),
+            save=lambda module, scores: _save(module, recipe, scores),
             unit="clips",
+            after_step=after_step,
         ),
         recipe.train,
         recipe.folder,
     )
 
 
-def _optimizer(codec: dac.DAC, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW, with faster codebooks."""
-    assert isinstance(recipe.model, DacModel)
-    optimizer = adamw(codec, recipe.train)
-    codebooks = [quantizer.codebook.weight for quantizer in codec.quantizer.quantizers]
-    theirs = {id(p) for p in codebooks}
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in theirs]
-    optimizer.add_param_group(
-        {"params": codebooks, "weight_decay": 0.0, "lr_scale": recipe.model.codebook_lr_scale}
-    )
-    return optimizer
+def build_codec(config: RvqModel, examples: Tensor) -> RvqCodec:
+    """The codec that training begins from; `examples` are `[B, 1, N]` of its training clips."""
+    assert isinstance(config, DacModel)
+    return build_dac(config, examples)
 
 
 def examples(store: AudioStore) -> Tensor:
@@ -128,45 +149,47 @@ def examples(store: AudioStore) -> Tensor:
 class _Validation:
     """Mel distance, SI-SDR and codebook use on fixed crops of the split `valid`; nothing if it is empty."""
 
-    def __init__(self, store: AudioStore, config: DacModel) -> None:
+    def __init__(self, store: AudioStore, config: RvqModel) -> None:
         clips = store.split("valid")
         if not clips and is_main_process():
             print("train: the split 'valid' has no clips, so there is no validation", file=sys.stderr)
         chosen = np.random.default_rng(0).permutation(len(clips))[:_VALID_CROPS]
-        num_samples = 2 * config.sample_rate_hz
+        num_samples = _VALID_S * config.sample_rate_hz
         crops = np.zeros((len(chosen), 1, num_samples), dtype=np.float32)
         for row, clip in enumerate(chosen):
             crops[row, 0] = store.crop(clips[clip], 0, num_samples)
         self._audio = torch.from_numpy(crops)
-        self._config = config
-        self._mel = MelDistance(config.sample_rate_hz, config.mel_floor)
+        # As evaluation measures it, whatever the loss looks at.
+        self._mel = MelDistance(config.sample_rate_hz)
 
     def __call__(self, codec: nn.Module) -> dict[str, float]:
         if not len(self._audio):
             return {}
-        rate = self._config.sample_rate_hz
         mels, ratios, codes = [], [], []
         for first in range(0, len(self._audio), 8):
             audio = self._audio[first : first + 8].to(next(codec.parameters()).device)
-            out = codec(audio, rate)
-            decoded = out["audio"]
+            out: RvqOutput = codec(audio)
+            decoded = out.audio
             target = audio[..., : decoded.shape[-1]]
             mels.append(float(self._mel(decoded, target)))
             ratios.append(si_sdr(decoded[:, 0], target[:, 0]).cpu())
-            codes.append(out["codes"].cpu())
+            codes.append(out.codes.cpu())
+        assert isinstance(codec, RvqCodec)
+        use = codebook_efficiency(torch.cat(codes), codec.codebook_size)
         return {
             "loss": float(np.mean(mels)),
             "si_sdr_db": float(torch.cat(ratios).median()),
-            "codebook_efficiency": codebook_efficiency(
-                torch.cat(codes), self._config.codebook_size
-            ).efficiency,
+            "codebook_efficiency": use.efficiency,
+            "unused_codes": float(codec.num_codebooks * codec.codebook_size - sum(use.used)),
         }
 
 
-def _save(codec: nn.Module, folder: Path, config: DacModel) -> None:
-    assert isinstance(codec, dac.DAC)
-    with atomic_folder(folder) as partial:
-        save_dac(codec, partial, config.store)
+def _save(codec: nn.Module, recipe: Recipe, scores: dict[str, float]) -> None:
+    assert isinstance(codec, RvqCodec)
+    assert isinstance(recipe.model, RvqModel)
+    with atomic_folder(recipe.folder / "model") as partial:
+        codec.save(partial, recipe.model.store)
+        write_card(partial, recipe, scores, base=recipe.model.source)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,66 @@
+"""What a codec with residual vector quantisation is to its training, whatever its architecture.
+
+Shapes: B batch, N samples, K codebooks, V codebook size, d width of an entry, T frames.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...core.schema import Train
+
+
+@dataclass
+class RvqOutput:
+    """One forward pass."""
+
+    audio: Tensor  # [B, 1, N]
+    codes: Tensor  # [B, K, T] int64
+    asked: Tensor  # [B, K, d, T]: what each codebook was asked to stand for
+    codebook: Tensor  # scalar; moves entries towards what they stand for
+    commitment: Tensor  # scalar; moves that towards the entries
+
+
+class RvqCodec(nn.Module, ABC):
+    """An autoencoder to train, with its codebooks.
+
+    `use` `[K, V]` is a moving average of how often each entry is used, as a multiple of an even use. It and
+    all else that training has to remember are buffers, so that a checkpoint has them.
+    """
+
+    use: Tensor
+
+    def __init__(self, num_codebooks: int, codebook_size: int, codebook_weight: float) -> None:
+        super().__init__()
+        self.num_codebooks = num_codebooks
+        self.codebook_size = codebook_size
+        self.codebook_weight = codebook_weight
+        """Weight of `RvqOutput.codebook` in the loss."""
+        self.register_buffer("use", torch.ones(num_codebooks, codebook_size))
+
+    @abstractmethod
+    def forward(self, audio: Tensor) -> RvqOutput:
+        """Code and decode `[B, 1, N]`; N is a multiple of the hop length."""
+
+    @abstractmethod
+    def replace(self, codebook: int, entries: Tensor, values: Tensor) -> None:
+        """Let `entries` `[n]` of one codebook be `values` `[n, d]`."""
+
+    def follow(self, counts: Tensor, codes: Tensor, asked: Tensor) -> None:
+        """Move entries that learn without a gradient, after each step; all processes do it together.
+
+        `counts` `[K, V]` are those of the global batch, `codes` and `asked` are this process's.
+        """
+
+    @abstractmethod
+    def optimizer(self, train: Train) -> torch.optim.Optimizer:
+        """What updates its parameters."""
+
+    @abstractmethod
+    def save(self, folder: Path, store: str) -> None:
+        """Write it in the hub's layout, in the number format `store`."""
