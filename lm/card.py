@@ -6,17 +6,14 @@ import dataclasses
 import shlex
 from pathlib import Path
 
-from ..core.card import SCORES_HEADING
+from ..core.card import MODEL, SCORES_HEADING
 from ..core.conditions import Condition
 from ..core.files import write_text
 from ..core.recipe import dump_recipe
 from ..core.schema import Recipe
 from ..core.schema_models import TransformerModel
-from ..tokenize.origin import ORIGIN, Origin, origins_of, read_origins
+from ..tokenize.origin import ORIGIN, as_markdown, origins_of, read_origins
 from .language_model import LanguageModel, LMConfig
-
-MODEL = "MODEL_FOLDER_OR_HUB_ID"
-"""Stands for the model's name in its card until it has one."""
 
 _NUM_VALUES = 12
 """Of a condition's values, so many are listed."""
@@ -57,7 +54,7 @@ A language model of kind `{config.kind}` over the tokens of the codec `{codec["i
 {_how(recipe)} |
 
 ## Data
-{"".join(map(_origin_line, origins))}{_inherited_line(base)}
+{"".join(map(as_markdown, origins))}{_inherited_line(base)}
 ## Conditions
 {conditions}
 ## Validation
@@ -119,12 +116,6 @@ def _architecture(config: LMConfig) -> str:
         for name, value in told.items()
         if name not in shared and value is not None
     )
-
-
-def _origin_line(origin: Origin) -> str:
-    licence = origin.licence or "not told by the corpus"
-    where = f" ({origin.homepage})" if origin.homepage else ""
-    return f"- {origin.name}, corpus of kind `{origin.kind}`{where}. Licence: {licence}\n"
 
 
 def _condition_line(condition: Condition) -> str:

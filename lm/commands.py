@@ -264,10 +264,16 @@ def push(
     repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="The model on the Hub.")],
     private: Annotated[bool, typer.Option("--private", help="Make it visible to you alone.")] = False,
 ) -> None:
-    """Publish a model on the Hugging Face Hub, with its card, scores and a few clips to listen to.
+    """Publish a language model or a codec on the Hugging Face Hub, with its card and scores.
 
-    `tokkata generate USER/NAME` then needs nothing else.
+    `tokkata generate USER/NAME` then needs nothing else; a language model goes with a few clips to listen to.
     """
+    from ..core.saved_model import model_folder
+    from ..tokenize.training.publish import is_codec, push_codec
     from .publish import push_to_hub
 
-    print(push_to_hub(source, repository, private=private))
+    if not source.is_dir():
+        raise UserError(f"there is no folder {source}")
+    folder = model_folder(source)
+    upload = push_codec if is_codec(folder) else push_to_hub
+    print(upload(folder, repository, private=private))

@@ -9,13 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..core.card import MODEL
 from ..core.errors import UserError
 from ..core.files import read_jsonl, write_text
 from ..core.hub_upload import upload_folder
 from ..core.recipe import load_recipe
 from ..core.run import stage_states
 from ..core.saved_model import CONFIG_NAME, WEIGHTS_NAME, model_folder, read_config
-from .card import MODEL
 from .load import FAMILIES
 
 CARD_NAME = "README.md"

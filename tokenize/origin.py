@@ -49,6 +49,13 @@ def origins_of(config: schema.Corpus) -> list[Origin]:
     return [Origin(config.kind, f"a corpus of kind '{config.kind}'")]
 
 
+def as_markdown(origin: Origin) -> str:
+    """A line of a list in a card."""
+    licence = origin.licence or "not told by the corpus"
+    where = f" ({origin.homepage})" if origin.homepage else ""
+    return f"- {origin.name}, corpus of kind `{origin.kind}`{where}. Licence: {licence}\n"
+
+
 def write_origins(folder: Path, origins: Sequence[Origin]) -> None:
     """Write `origin.json`."""
     write_json(folder / ORIGIN, [dataclasses.asdict(origin) for origin in origins])

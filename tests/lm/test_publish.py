@@ -6,11 +6,12 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalTokenNotFoundError
 
+from tokkata.core.card import MODEL
 from tokkata.core.errors import UserError
 from tokkata.core.files import write_json, write_text
 from tokkata.core.recipe import dump_recipe
 from tokkata.core.run import stage_states
-from tokkata.lm.card import MODEL, write_card
+from tokkata.lm.card import write_card
 from tokkata.lm.load import load_lm
 from tokkata.lm.publish import NUM_CLIPS, push_to_hub
 from tokkata.lm.sample import sample

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ...core.card import MODEL, SCORES_HEADING
 from ...core.files import write_text
 from ...core.recipe import dump_recipe
+from ...core.saved_model import CONFIG_NAME, read_config
 from ...core.schema import Recipe
 from ..codec import Codec, load_codec
-from ..origin import Origin, origins_of
+from ..origin import as_markdown, origins_of
 
 CARD_NAME = "README.md"
 
@@ -43,7 +45,7 @@ def write_card(
     Raises `UserError` if the codec cannot be loaded.
     """
     codec = load_codec(str(folder), bandwidth_kbps=bandwidth_kbps)
-    name = _class_name(folder)
+    name = class_name(read_config(folder / CONFIG_NAME))
     library = _LIBRARIES.get(name or "")
     rows = "".join(f"| {key} | {value:.4f} |\n" for key, value in validation.items())
     is_on_hub = base is not None and not Path(base).exists()
@@ -67,7 +69,7 @@ tags: [audio-codec, tokkata]
 | training | {recipe.train.steps} steps of {recipe.train.batch_size} clips of {recipe.train.crop_s:g} s |
 
 ## Data
-{"".join(map(_origin_line, origins_of(recipe.data)))}{_inherited(base)}
+{"".join(map(as_markdown, origins_of(recipe.data)))}{_inherited(base)}
 ## Validation
 On held-out crops, at the end of training.
 
@@ -94,9 +96,8 @@ codec = load_codec("{MODEL}"{loading})
     write_text(folder / CARD_NAME, text)
 
 
-def _class_name(folder: Path) -> str | None:
-    """The class that saved the codec, as its configuration says."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def class_name(config: Mapping[str, Any]) -> str | None:
+    """The class that saved a model, as its configuration says."""
     name: str | None = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
     return name
 
@@ -126,12 +127,6 @@ def _use(codec: Codec) -> str:
         f"latents = codec.encode_latents(audio)  {shape}\n"
         f"audio = codec.decode_latents(latents)  # [B, {codec.latent_dim}, T]"
     )
-
-
-def _origin_line(origin: Origin) -> str:
-    where = f" ({origin.homepage})" if origin.homepage else ""
-    licence = origin.licence or "not told by the corpus"
-    return f"- {origin.name}, corpus of kind `{origin.kind}`{where}. Licence: {licence}\n"
 
 
 def _inherited(base: str | None) -> str:
