@@ -1,4 +1,4 @@
-"""`tokkata data …` and `tokkata tokens …` on the command line.
+"""`tokkata data …`, `tokkata tokens …` and `tokkata codec sample` on the command line.
 
 What a command needs is imported when it runs: `tokkata --help` waits for nothing.
 """
@@ -128,3 +128,26 @@ def tokens_push(
     from .publish import push_to_hub
 
     print(push_to_hub(path, repository, private=private, licence=licence))
+
+
+def codec_sample(
+    codec: Annotated[
+        str,
+        typer.Argument(metavar="CODEC", help="A VAE: a folder such as runs/vae-pocket/model, or a hub id."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder that the wav files go to.")],
+    num: Annotated[int, typer.Option(min=1, help="Clips.")] = 4,
+    duration: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0.01, help="Of each clip. Default: 2; a note's of a mel_vae."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same clips.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Standard deviation of the latents; 0: always the prior's mean.")
+    ] = 1.0,
+) -> None:
+    """Sample latents from a VAE's prior, z from N(0, I), and decode them."""
+    from .sample_prior import sample_prior
+
+    written = sample_prior(codec, out, num_clips=num, duration_s=duration, seed=seed, temperature=temperature)
+    print(*written, sep="\n")

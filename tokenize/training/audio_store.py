@@ -1,7 +1,10 @@
 """A corpus as one memory-mapped array: what codec training cuts its crops from.
 
-`audio/samples.raw` holds all clips one after the other, int16 at the codec's rate; `audio/clips.json`
-says where each begins. Reading a crop costs one page of the disk instead of a decoded file.
+`audio/samples.raw` holds all clips one after the other, int16 at the codec's rate, left and right in turns
+where there are two; `audio/clips.json` says where each begins. Reading a crop costs one page of the disk
+instead of a decoded file.
+
+Shapes: C channels, N samples.
 """
 
 from __future__ import annotations
@@ -35,8 +38,10 @@ class StoredClip:
     num_samples: int
 
 
-def write_audio_store(folder: Path, corpus: Corpus, sample_rate: int, settings: Audio = AS_IT_IS) -> int:
-    """Write all readable clips of `corpus`, mono at `sample_rate`; returns how many were rejected.
+def write_audio_store(
+    folder: Path, corpus: Corpus, sample_rate: int, settings: Audio = AS_IT_IS, channels: int = 1
+) -> int:
+    """Write all readable clips of `corpus` at `sample_rate`; returns how many were rejected.
 
     Rejected clips are listed in `rejects.jsonl` with their reason. Raises `UserError` if none is left.
     """
@@ -47,14 +52,15 @@ def write_audio_store(folder: Path, corpus: Corpus, sample_rate: int, settings: 
         with (partial / "samples.raw").open("wb") as file:
             for clip in track(corpus.clips(), "prepare"):
                 try:
-                    samples = read_clip(corpus, clip, sample_rate, 1, settings).samples[0]
+                    samples = read_clip(corpus, clip, sample_rate, channels, settings).samples
                 except AudioError as error:
                     rejects.append({"id": clip.id, "source": clip.source, "reason": str(error)})
                     continue
                 pcm = np.clip(np.rint(samples * _SCALE), -_SCALE, _SCALE - 1).astype("<i2")
-                file.write(pcm.tobytes())
-                clips.append(StoredClip(clip.id, clip.split, start, len(pcm)))
-                start += len(pcm)
+                file.write(pcm.T.tobytes())
+                num_samples = pcm.shape[1]
+                clips.append(StoredClip(clip.id, clip.split, start, num_samples))
+                start += num_samples
         if not clips:
             raise UserError(
                 f"none of the {len(rejects)} clips can be used, the first ({rejects[0]['source']}) because:"
@@ -73,16 +79,27 @@ class AudioStore:
     def __init__(self, folder: Path) -> None:
         rows = json.loads((folder / "clips.json").read_text(encoding="utf-8"))
         self.clips = [StoredClip(**row) for row in rows]
-        self._samples = np.memmap(folder / "samples.raw", dtype="<i2", mode="r")
+        flat = np.memmap(folder / "samples.raw", dtype="<i2", mode="r")
+        num_samples = sum(clip.num_samples for clip in self.clips)
+        if len(flat) not in (num_samples, 2 * num_samples):
+            raise UserError(f"{folder / 'samples.raw'} is not as long as clips.json says: prepare it again")
+        self.channels = len(flat) // num_samples
+        self._samples = flat.reshape(num_samples, self.channels)
 
     def split(self, name: Split) -> list[StoredClip]:
         """The clips of one split."""
         return [clip for clip in self.clips if clip.split == name]
 
     def crop(self, clip: StoredClip, start: int, num_samples: int) -> np.ndarray:
-        """Samples `[num_samples]`, float32, from `start` within the clip; zeros beyond its end."""
+        """Samples `[num_samples]` of a mono store, float32; as `crop_channels`."""
+        assert self.channels == 1
+        mono: np.ndarray = self.crop_channels(clip, start, num_samples)[0]
+        return mono
+
+    def crop_channels(self, clip: StoredClip, start: int, num_samples: int) -> np.ndarray:
+        """Samples `[C, num_samples]`, float32, from `start` within the clip; zeros beyond its end."""
         stop = min(start + num_samples, clip.num_samples)
-        crop = np.zeros(num_samples, dtype=np.float32)
+        crop = np.zeros((self.channels, num_samples), dtype=np.float32)
         found = self._samples[clip.start + start : clip.start + stop]
-        crop[: len(found)] = found / np.float32(_SCALE)
+        crop[:, : len(found)] = found.T / np.float32(_SCALE)
         return crop

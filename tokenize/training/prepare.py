@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from ...core.run import stage_main
-from ...core.schema import Recipe, TrainedCodec
+from ...core.schema import Recipe, TrainedCodec, VaeModel
 from ..load_corpus import load_corpus
 from .audio_store import write_audio_store
 
@@ -18,7 +18,9 @@ def prepare(recipe: Recipe) -> None:
     assert isinstance(recipe.model, TrainedCodec)
     folder = recipe.folder / "audio"
     corpus = load_corpus(recipe.data)
-    num_rejected = write_audio_store(folder, corpus, recipe.model.sample_rate_hz, recipe.audio)
+    model = recipe.model
+    channels = model.channels if isinstance(model, VaeModel) else 1
+    num_rejected = write_audio_store(folder, corpus, model.sample_rate_hz, recipe.audio, channels)
     if num_rejected:
         print(f"{num_rejected} clips rejected, listed in {folder / 'rejects.jsonl'}", file=sys.stderr)
 

@@ -1,0 +1,208 @@
+"""Stage `train` of a VAE's run: a variational autoencoder of audio in the shared loop.
+
+    python -m tokkata.tokenize.training.train_vae RECIPE
+
+The architecture is Oobleck, that of Stable Audio Open (arXiv:2407.14358, sec. 3.1). The loss is the negative
+evidence lower bound (arXiv:1312.6114, eq. 3) with spectral distances for its likelihood, and an adversarial
+phase where the recipe has one.
+
+Shapes: B batch, C channels, N samples, D latent width, T frames.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from audiotools import AudioSignal
+from dac.nn.loss import MultiScaleSTFTLoss
+from torch import Tensor, nn
+
+from ...core.errors import UserError
+from ...core.files import atomic_folder
+from ...core.loop import Batch, Job, Loss, Phase, train
+from ...core.optimizer import adamw
+from ...core.run import is_main_process, stage_main
+from ...core.sampler import CropSampler
+from ...core.schema import Recipe, VaeModel
+from ..fidelity import MelDistance, si_sdr
+from .adversarial import DECODED, DISCRIMINATOR, Adversary
+from .audio_store import AudioStore
+from .card import write_card
+from .oobleck_start import start_as_transform
+from .oobleck_vae import OobleckVae, VaeOutput, hop_length, save_oobleck
+from .posterior import PosteriorStats, PosteriorSummary, kl_from_prior
+
+# Validation looks at the same few seconds each time.
+_VALID_CROPS = 32
+_VALID_S = 2.0
+
+_NUM_EXAMPLES = 64
+_EXAMPLE_S = 2.0
+
+# Samples; those of Stable Audio Open's autoencoder.
+_STFT_WINDOWS = (2048, 1024, 512, 256, 128, 64, 32)
+
+
+class VaeLoss:
+    """Reconstruction, divergence and adversarial terms, weighted as the recipe says."""
+
+    def __init__(self, config: VaeModel, adversary: Adversary | None) -> None:
+        self._config = config
+        self._adversary = adversary
+        self._mel = MelDistance(config.sample_rate_hz, config.mel_floor)
+        self._stft: nn.Module = MultiScaleSTFTLoss(window_lengths=list(_STFT_WINDOWS))
+
+    def __call__(self, modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
+        """`batch["audio"]` is `[B, C, N]`, `batch["step"]` a scalar."""
+        config, audio = self._config, batch["audio"]
+        out: VaeOutput = modules["vae"](audio)
+        heard, wanted = with_mid_and_side(out.audio), with_mid_and_side(audio)
+        waveform = (out.audio - audio).abs().mean() / audio.abs().mean().clamp(min=1e-4)
+        kl = kl_from_prior(out.mean, out.scale).sum(1).mean()
+        metrics = {"waveform": waveform, "kl": kl, **_scales(out)}
+        total = config.waveform_weight * waveform + kl_weight(config, int(batch["step"])) * kl
+        if config.mel_weight:
+            metrics["mel"] = self._mel(heard, wanted)
+            total = total + config.mel_weight * metrics["mel"]
+        if config.stft_weight:
+            rate = config.sample_rate_hz
+            metrics["stft"] = self._stft(AudioSignal(heard, rate), AudioSignal(wanted, rate))
+            total = total + config.stft_weight * metrics["stft"]
+        if self._adversary is not None and self._adversary.is_active(batch):
+            terms = self._adversary.generator_terms(modules, out.audio, audio)
+            weights = self._adversary.config
+            total = total + weights.weight * terms.adversarial + weights.feature_weight * terms.features
+            metrics |= {"adversarial": terms.adversarial, "features": terms.features}
+        weight = torch.tensor(float(len(audio)), device=audio.device)
+        return Loss(total, weight, metrics, made={DECODED: out.audio})
+
+
+def kl_weight(config: VaeModel, step: int) -> float:
+    """Linear warm-up from 0, then constant; `step` counts from 0."""
+    return config.kl_weight * min(1.0, step / config.kl_warmup_steps if config.kl_warmup_steps else 1.0)
+
+
+def with_mid_and_side(audio: Tensor) -> Tensor:
+    """Stereo `[B, 2, N]` with its sum and its difference as further channels, mono as it is.
+
+    Spectra of left and right alone do not tell where a sound stands (arXiv:2010.10291).
+    """
+    if audio.shape[1] == 1:
+        return audio
+    left, right = audio[:, :1], audio[:, 1:]
+    return torch.cat([left, right, left + right, left - right], dim=1)
+
+
+def _scales(out: VaeOutput) -> dict[str, Tensor]:
+    """By which a collapse (scale 1, mean 0) or latents that grow without bounds are seen at once."""
+    return {"posterior_scale": out.scale.mean(), "mean_rms": out.mean.square().mean().sqrt()}
+
+
+def train_vae(recipe: Recipe) -> None:
+    """Write `checkpoints/`, `logs/` and `model/`."""
+    config = recipe.model
+    assert isinstance(config, VaeModel)
+    store = AudioStore(recipe.folder / "audio")
+    clips = store.split("train")
+    if not clips:
+        raise UserError("the corpus has no clips in its split 'train'")
+    hop = hop_length(config)
+    crop = -(-round(recipe.train.crop_s * config.sample_rate_hz) // hop) * hop
+    sampler = CropSampler([clip.num_samples for clip in clips], crop, recipe.train.seed)
+
+    def batch(step: int, rows: range) -> Batch:
+        crops = sampler.draw(step, recipe.train.batch_size, rows)
+        audio = np.stack([store.crop_channels(clips[c.clip], c.start, crop) for c in crops])
+        return {"audio": torch.from_numpy(audio), "step": torch.tensor(step)}
+
+    torch.manual_seed(recipe.train.seed)
+    vae = OobleckVae(config)
+    if config.start == "transform":
+        try:
+            start_as_transform(vae, _examples(store, config))
+        except ValueError as error:
+            raise UserError(f"model.encoder_rates: {error}") from error
+    modules: dict[str, nn.Module] = {"vae": vae}
+    adversary = None
+    if config.adversarial is not None:
+        adversary = Adversary(config.adversarial, config.sample_rate_hz, recipe.train)
+        modules[DISCRIMINATOR] = adversary.module
+    watched = "mel" if config.mel_weight else "stft" if config.stft_weight else "waveform"
+    phases = [Phase("vae", "vae", adamw(vae, recipe.train), VaeLoss(config, adversary), watched=watched)]
+    validation = _Validation(store, config)
+    train(
+        Job(
+            modules=modules,
+            phases=phases if adversary is None else [*phases, adversary.phase],
+            averaged="vae",
+            batch=batch,
+            validate=validation,
+            save=lambda module, scores: _save(module, recipe, validation, scores),
+            unit="clips",
+        ),
+        recipe.train,
+        recipe.folder,
+    )
+
+
+def _examples(store: AudioStore, config: VaeModel) -> Tensor:
+    """Audio `[B, C, N]` from all over the training clips, by which a fresh VAE is scaled."""
+    clips = store.split("train")
+    hop = hop_length(config)
+    length = min(round(_EXAMPLE_S * config.sample_rate_hz), max(clip.num_samples for clip in clips))
+    chosen = np.linspace(0, len(clips) - 1, min(len(clips), _NUM_EXAMPLES)).astype(int)
+    return torch.from_numpy(
+        np.stack([store.crop_channels(clips[i], 0, -(-length // hop) * hop) for i in chosen])
+    )
+
+
+class _Validation:
+    """Fidelity, and the posterior's statistics, on fixed crops of the split `valid`; nothing if empty."""
+
+    def __init__(self, store: AudioStore, config: VaeModel) -> None:
+        clips = store.split("valid")
+        if not clips and is_main_process():
+            print("train: the split 'valid' has no clips, so there is no validation", file=sys.stderr)
+        chosen = np.random.default_rng(0).permutation(len(clips))[:_VALID_CROPS]
+        hop = hop_length(config)
+        num_samples = -(-round(_VALID_S * config.sample_rate_hz) // hop) * hop
+        self._crops = [torch.from_numpy(store.crop_channels(clips[i], 0, num_samples)) for i in chosen]
+        self._mel = MelDistance(config.sample_rate_hz, config.mel_floor)
+        self.posterior: PosteriorSummary | None = None
+        """Of the last validation."""
+
+    def __call__(self, vae: nn.Module) -> dict[str, float]:
+        if not self._crops:
+            return {}
+        mels, ratios, stats = [], [], PosteriorStats()
+        for first in range(0, len(self._crops), 8):
+            audio = torch.stack(self._crops[first : first + 8]).to(next(vae.parameters()).device)
+            out: VaeOutput = vae(audio)
+            mels.append(float(self._mel(out.audio, audio)))
+            ratios.append(si_sdr(out.audio.flatten(1), audio.flatten(1)).cpu())
+            stats.add(out.mean, out.scale)
+        self.posterior = stats.summary()
+        return {
+            "loss": float(np.mean(mels)),
+            "si_sdr_db": float(torch.cat(ratios).median()),
+            **self.posterior.metrics(),
+        }
+
+
+def _save(vae: nn.Module, recipe: Recipe, validation: _Validation, scores: dict[str, float]) -> None:
+    assert isinstance(vae, OobleckVae)
+    assert isinstance(recipe.model, VaeModel)
+    folder: Path = recipe.folder / "model"
+    with atomic_folder(folder) as partial:
+        save_oobleck(vae, partial, recipe.model)
+        if validation.posterior is not None:
+            validation.posterior.write(partial)
+        write_card(partial, recipe, scores)
+
+
+if __name__ == "__main__":
+    stage_main("train", train_vae)
