@@ -248,6 +248,8 @@ def _one(way: Coder, whole: AudioStream, embedding: Embedding, keep: bool) -> _O
         coded = way.code(clip, Path(scratch))
         originals = in_pieces(clip.blocks(), PIECE_S * rate, clip.num_samples)
         for piece in in_pieces(coded.decoded, PIECE_S * rate, clip.num_samples):
+            if not np.isfinite(piece).all():
+                raise UserError(f"{way.name} decodes to NaN or infinite samples: train or download it again")
             meter.add(piece, next(originals))
             stats = stats.merge(_embed(embedding, piece, rate))
             if keep and excerpt is None:

@@ -1,4 +1,4 @@
-"""A trained codec on the Hugging Face Hub: its weights and configuration, and its card."""
+"""A trained codec on the Hugging Face Hub: its weights, its JSON files, and its card."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def push_codec(folder: Path, repository: str, *, private: bool) -> str:
             raise UserError(f"{folder} is no finished codec: {name} is missing")
     with tempfile.TemporaryDirectory() as name:
         staged = Path(name)
-        for file in (CONFIG_NAME, weights):
-            shutil.copyfile(folder / file, staged / file)
+        for file in [*folder.glob("*.json"), folder / weights]:
+            shutil.copyfile(file, staged / file.name)
         card = (folder / CARD_NAME).read_text(encoding="utf-8")
         write_text(staged / CARD_NAME, card.replace(MODEL, repository))
         return upload_folder(staged, repository, "model", private=private, message="Codec made with Tokkata")

@@ -173,3 +173,11 @@ def test_the_same_again_gives_the_same(waves, as_items, tiny_codec, no_opus, qui
         second.rows[0].fad,
         second.rows[0].clips,
     )
+
+
+def test_a_codec_that_decodes_to_nan_is_told_of(
+    waves, as_items, noisy_codec, no_opus, quick_embedding, monkeypatch
+):
+    monkeypatch.setattr(noisy_codec, "_decode", lambda codes: torch.full_like(noisy_codec.audio, math.nan))
+    with pytest.raises(UserError, match=r"^broken decodes to NaN or infinite samples: train or download it"):
+        run({"broken": noisy_codec}, as_items(waves), quick_embedding)

@@ -49,9 +49,11 @@ def push(folder):
 @pytest.mark.parametrize("part", ["", "model"])
 def test_the_codec_of_a_run_and_its_card(run, hub, part):
     (run / "model" / "notes.txt").write_text("mine")
+    (run / "model" / "posterior.json").write_text("{}")
     result = push(run / part)
     assert result.output.strip() == "https://huggingface.co/someone/codec"
-    assert sorted(path.name for path in hub.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    names = ["README.md", "config.json", "model.safetensors", "posterior.json"]
+    assert sorted(path.name for path in hub.iterdir()) == names
     card = (hub / "README.md").read_text()
     assert 'load_codec("someone/codec")' in card
     assert MODEL not in card
