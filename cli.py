@@ -33,7 +33,7 @@ from .eval.compare_commands import (
 from .eval.fidelity.commands import RECIPE_SUFFIXES, eval_codecs
 from .eval.listening.commands import listen_app
 from .lm import commands as lm_commands
-from .tokenize.commands import data_app, tokens_app
+from .tokenize.commands import codec_sample, data_app, tokens_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,7 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Music from audio: codec tokens, language models, generation and scores, from one recipe.",
 )
-codec_app = typer.Typer(no_args_is_help=True, help="Train and measure codecs.")
+codec_app = typer.Typer(no_args_is_help=True, help="Train and measure codecs, and sample from VAEs.")
+codec_app.command(name="sample")(codec_sample)
 app.add_typer(codec_app, name="codec")
 app.add_typer(tokens_app, name="tokens")
 app.add_typer(data_app, name="data")

@@ -31,7 +31,7 @@ def sample_prior(
     """Decode `num_clips` draws of latents from N(0, temperature² I); returns the wav files.
 
     `id` is what `load_codec` takes, or the folder of a mel-frame VAE, whose clips are one note long. A clip
-    is a function of the seed and its number. Raises `UserError` for a codec with codebooks, which has no prior.
+    is a function of the seed and its number. Raises `UserError` for a codec with codebooks: it has no prior.
     """
     folder = Path(id)
     draw, sample_rate = (
