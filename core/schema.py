@@ -19,7 +19,7 @@ from .schema_codecs import Codec
 from .schema_corpora import Corpus
 from .schema_features import Features
 from .schema_models import LanguageModelSection, Model, TransformerModel
-from .schema_trained_codecs import DacModel, TrainedCodec, VaeModel
+from .schema_trained_codecs import DacModel, MelVaeModel, TrainedCodec, VaeModel
 from .sections import (
     NOT_BOOL,
     OPERATIONAL,
@@ -35,6 +35,7 @@ __all__ = [
     "DacModel",
     "Eval",
     "Generate",
+    "MelVaeModel",
     "Recipe",
     "Tokenize",
     "Train",

@@ -14,7 +14,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from .schema_trained_codecs import DacModel, VaeModel
+from .schema_trained_codecs import DacModel, MelVaeModel, VaeModel
 from .sections import NOT_BOOL, OPERATIONAL, PositiveFloat, PositiveInt, Section
 
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL]
@@ -297,6 +297,13 @@ class SampleRNNModel(_SummedSection):
 
 
 Model = Annotated[
-    TransformerModel | WaveNetModel | SampleRNNModel | RNNModel | CausalConvModel | DacModel | VaeModel,
+    TransformerModel
+    | WaveNetModel
+    | SampleRNNModel
+    | RNNModel
+    | CausalConvModel
+    | DacModel
+    | VaeModel
+    | MelVaeModel,
     Field(discriminator="kind"),
 ]

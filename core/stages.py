@@ -43,22 +43,29 @@ TOKEN_MODEL_STAGES = (
     Stage("eval", "tokkata.eval.score", "evaluate", ("eval",), ("eval",), "generate"),
 )
 
-_CODEC_PROGRAMS = {"dac": ("tokkata.tokenize.training.train_codec", "train_codec")}
+_CODEC_PROGRAMS = {
+    "dac": ("tokkata.tokenize.training.train_codec", "train_codec"),
+    "vae": ("tokkata.tokenize.training.train_vae", "train_vae"),
+    "mel_vae": ("tokkata.tokenize.training.train_mel_vae", "train_mel_vae"),
+}
 """By kind of codec: the module that trains it, and its function."""
+
+_CODEC_EVAL = Stage("eval", "tokkata.eval.reconstruction", "evaluate_codec", ("eval",), ("eval",), "train")
 
 
 def _codec_stages(kind: str) -> tuple[Stage, ...]:
     module, function = _CODEC_PROGRAMS[kind]
+    channels = ("model.channels",) if kind == "vae" else ()
     return (
         Stage(
             "prepare",
             "tokkata.tokenize.training.prepare",
             "prepare",
-            ("data", "audio", "model.sample_rate_hz"),
+            ("data", "audio", "model.sample_rate_hz", *channels),
             ("audio",),
         ),
         Stage("train", module, function, ("model", "train"), ("checkpoints", "model", "logs"), "prepare"),
-        Stage("eval", "tokkata.eval.reconstruction", "evaluate_codec", ("eval",), ("eval",), "train"),
+        *(() if kind == "mel_vae" else (_CODEC_EVAL,)),  # which is heard without its phase
     )
 
 
