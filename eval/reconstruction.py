@@ -12,9 +12,7 @@ Shapes: C channels, N samples.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
@@ -55,24 +53,20 @@ def evaluate_codec(recipe: Recipe) -> None:
     folder = recipe.folder / "eval"
     text = table(measured.fidelity)
     write_json(folder / "scores.json", asdict(measured.fidelity))
-    write_page(
-        folder / "report.html", measured, title=recipe.name, command=f"tokkata codec eval {_named(recipe)}"
-    )
-    card: Path = model / CARD_NAME
+    command = f"tokkata codec eval {recipe.folder / 'recipe.yaml'}"
+    write_page(folder / "report.html", measured, title=recipe.name, command=command)
+    card = model / CARD_NAME
     if card.exists():
         fill_scores(card, text)
     print(text, file=sys.stderr)
 
 
-def _named(recipe: Recipe) -> str:
-    return str(recipe.folder / "recipe.yaml")
-
-
 def _item(store: AudioStore, clip: StoredClip, sample_rate: int) -> Item:
     """A clip of the store, which is at the codec's rate."""
-    source: Callable[[], Samples] = lambda: Samples(  # noqa: E731
-        np.atleast_2d(store.crop(clip, 0, clip.num_samples)), sample_rate, clip.id
-    )
+
+    def source() -> Samples:
+        return Samples(store.crop_channels(clip, 0, clip.num_samples), sample_rate, clip.id)
+
     return Item(clip.id, source)
 
 

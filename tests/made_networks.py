@@ -93,3 +93,21 @@ def save_t5(folder, model_class=T5EncoderModel, dim=16, seed=0):
         tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
     ).save_pretrained(folder)
     return folder
+
+
+def save_oobleck(folder, channels=2):
+    """A VAE of 8 kHz, 400 frames a second of 3 latents, as diffusers saves it."""
+    from diffusers import AutoencoderOobleck  # which takes a second
+
+    torch.manual_seed(0)
+    model = AutoencoderOobleck(
+        encoder_hidden_size=6,  # means and scales of 3 latents
+        downsampling_ratios=[4, 5],
+        channel_multiples=[1, 2],
+        decoder_channels=4,
+        decoder_input_channels=3,
+        audio_channels=channels,
+        sampling_rate=8000,
+    )
+    model.save_pretrained(folder)
+    return folder

@@ -10,6 +10,7 @@ from tokkata.core.schema import DacModel
 from tokkata.eval import reconstruction as module
 from tokkata.eval.fidelity import coders
 from tokkata.eval.reconstruction import evaluate_codec
+from tokkata.tests.made_networks import save_oobleck
 from tokkata.tokenize.families.codec_dac import build_original, save_dac
 from tokkata.tokenize.training.card import write_card
 from tokkata.tokenize.training.prepare import prepare
@@ -63,6 +64,24 @@ def test_the_card_gets_the_table(codec_recipe):
     (codec_recipe.folder / "model" / "README.md").unlink()
     evaluate_codec(codec_recipe)
     assert not (codec_recipe.folder / "model" / "README.md").exists()
+
+
+def test_a_stereo_vae_is_measured_in_stereo(tmp_path, tiny_recipe):
+    recipe = tiny_recipe(
+        tmp_path,
+        data={"kind": "synth", "num_clips": 20, "duration_s": 0.3},
+        codec=None,
+        model={"kind": "vae", "channels": 2, "sample_rate_hz": 8000},
+        eval={"max_clips": 2, "embedding": "logmel", "num_players": 1},
+    )
+    prepare(recipe)
+    save_oobleck(recipe.folder / "model")
+    write_card(recipe.folder / "model", recipe, {})
+    evaluate_codec(recipe)
+    (row,) = json.loads((recipe.folder / "eval" / "scores.json").read_text())["rows"]
+    assert (row["sample_rate"], row["channels"], row["bitrate_kbps"]) == (8000, 2, None)
+    assert row["latents"]["numbers_per_s"] == pytest.approx(3 * 400)
+    assert "| tiny | 8 stereo | – |" in (recipe.folder / "model" / "README.md").read_text()
 
 
 def test_an_empty_split(codec_recipe, monkeypatch):

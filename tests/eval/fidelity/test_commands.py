@@ -4,12 +4,12 @@ import json
 import sys
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from tokkata.cli import app
 from tokkata.core.errors import UserError
 from tokkata.eval.fidelity.commands import Wanted, find_items, load_codecs, wanted_codec
+from tokkata.tests.made_networks import save_oobleck
 
 
 @pytest.mark.parametrize(
@@ -53,29 +53,13 @@ def test_what_cannot_be_loaded(words, message, monkeypatch):
         load_codecs(words)
 
 
-def save_vae(folder):
-    """A VAE of 8 kHz stereo, as diffusers saves it."""
-    from diffusers import AutoencoderOobleck
-
-    torch.manual_seed(0)
-    AutoencoderOobleck(
-        encoder_hidden_size=6,
-        downsampling_ratios=[4, 5],
-        channel_multiples=[1, 2],
-        decoder_channels=4,
-        decoder_input_channels=3,
-        sampling_rate=8000,
-    ).save_pretrained(folder)
-    return folder
-
-
 def invoke(*words):
     return CliRunner().invoke(app, ["codec", "eval", *map(str, words)])
 
 
 def test_codecs_of_two_kinds_on_a_folder(audio_folder, tiny_codec, tmp_path, no_opus, capsys):
     out = tmp_path / "out"
-    vae = save_vae(tmp_path / "vae")
+    vae = save_oobleck(tmp_path / "vae")
     words = [f"rvq={tiny_codec}", f"few={tiny_codec}#2", vae, "--data", audio_folder, "--out", out]
     result = invoke(*words, "--players", "1")
     assert result.exit_code == 0, result.output

@@ -8,26 +8,10 @@ import yaml
 
 from tokkata.core.card import MODEL, fill_scores
 from tokkata.core.schema import DacModel
+from tokkata.tests.made_networks import save_oobleck
 from tokkata.tokenize.codec import load_codec
 from tokkata.tokenize.families.codec_dac import build_original, save_dac
 from tokkata.tokenize.training.card import write_card
-
-
-def save_oobleck(folder):
-    """A tiny VAE of 8 kHz, stereo, as diffusers saves it."""
-    from diffusers import AutoencoderOobleck
-
-    torch.manual_seed(0)
-    AutoencoderOobleck(
-        encoder_hidden_size=6,  # means and scales of 3 latents
-        downsampling_ratios=[4, 5],
-        channel_multiples=[1, 2],
-        decoder_channels=4,
-        decoder_input_channels=3,
-        audio_channels=2,
-        sampling_rate=8000,
-    ).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
