@@ -49,11 +49,12 @@ class OobleckVae(nn.Module):
 
     def forward(self, audio: Tensor) -> VaeOutput:
         """Audio `[B, C, N]`, N a multiple of the hop length; the decoded audio has as many samples."""
-        mean, raw_scale = self.oobleck.encoder(audio).chunk(2, dim=1)
+        # In fp32 from here on, whatever the precision of convolutions: a small scale's logarithm needs it.
+        mean, raw_scale = self.oobleck.encoder(audio).float().chunk(2, dim=1)
         scale = F.softplus(raw_scale) + _SCALE_FLOOR
         # Reparametrisation, arXiv:1312.6114, eq. 10.
         latents = mean + scale * torch.randn_like(mean) if self.training else mean
-        decoded: Tensor = self.oobleck.decoder(latents)
+        decoded: Tensor = self.oobleck.decoder(latents).float()
         # Decoders with odd strides come out a few samples short.
         decoded = F.pad(decoded, (0, audio.shape[-1] - decoded.shape[-1]))
         return VaeOutput(decoded, mean, scale)
