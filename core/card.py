@@ -1,16 +1,22 @@
-"""The place for scores in a model card, which the stage `train` writes and the stage `eval` fills."""
+"""What model cards have in common: the place for scores, which the stage `train` writes and the stage `eval`
+fills, and what a model is told."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from .conditions import Condition, Conditions
 from .files import write_text
 
 SCORES_HEADING = "## Scores"
 
 MODEL = "MODEL_FOLDER_OR_HUB_ID"
 """Stands for the model's name in its card until it has one."""
+
+
+_NUM_VALUES = 12
+"""Of a condition's values, so many are listed."""
 
 
 def fill_scores(card: Path, table: str) -> None:
@@ -27,3 +33,33 @@ def fill_scores(card: Path, table: str) -> None:
     else:
         text = f"{text.rstrip()}\n\n{filled}"
     write_text(card, text)
+
+
+def condition_line(condition: Condition) -> str:
+    """What it is, with its values."""
+    name, values = condition.name, condition.values
+    if condition.kind == "sequence":
+        feature = condition.feature or {}
+        by = f" by `{feature['encoder']}`" if feature.get("encoder") else ""
+        return f"- `{name}`: {feature.get('kind', 'vectors')}{by}\n"
+    if condition.kind == "number":
+        return f"- `{name}`: a number from 0 to {condition.maximum:g}\n"
+    shown = ", ".join(f"`{value}`" for value in values[:_NUM_VALUES])
+    more = f" and {len(values) - _NUM_VALUES} more" if len(values) > _NUM_VALUES else ""
+    return f"- `{name}`: {'tags' if condition.kind == 'tags' else 'one'} of {shown}{more}\n"
+
+
+def told_by_options(conditions: Conditions) -> list[str]:
+    """Options of `tokkata generate` that tell every condition, each its first value."""
+    words: list[str] = []
+    for condition in conditions:
+        kind = (condition.feature or {}).get("kind")
+        if condition.kind == "label":
+            words += ["--label", f"{condition.name}={condition.values[0]}"]
+        elif condition.kind == "tags":
+            words += ["--tags", f"{condition.name}={condition.values[0]}"]
+        elif kind == "text":
+            words += ["--text", "what it should sound like"]
+        elif kind in ("melody", "style"):
+            words += [f"--{kind}", f"{kind}.wav"]
+    return words

@@ -1,7 +1,8 @@
 """What a recipe can say: every section and setting, with its unit, default and meaning.
 
 The many kinds of corpora, codecs, features and models have files of their own: `schema_corpora.py`,
-`schema_codecs.py`, `schema_features.py`, `schema_models.py` and `schema_trained_codecs.py`.
+`schema_codecs.py`, `schema_features.py`, `schema_models.py`, `schema_diffusion.py`, `schema_generate.py`
+and `schema_trained_codecs.py`.
 
 A recipe is data. Each class below is one section; the text under a setting becomes its description in
 `recipes/schema.json` and in error messages. This module imports no stage and no torch, so a recipe is
@@ -11,13 +12,15 @@ checked in well under a second.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from .schema_codecs import Codec
 from .schema_corpora import Corpus
+from .schema_diffusion import DIFFUSION_KINDS, DiffusionSection
 from .schema_features import Features
+from .schema_generate import SAMPLERS, DiffusionGenerate, Generate, refuse_other_family
 from .schema_models import LanguageModelSection, Model, TransformerModel
 from .schema_trained_codecs import DacModel, MelVaeModel, TrainedCodec, VaeModel
 from .sections import (
@@ -157,38 +160,6 @@ class Tokenize(Section):
     """What is stored beside the tokens for models to be told: texts, melodies, styles."""
 
 
-class Generate(Section):
-    """Sampling from the trained model."""
-
-    num_clips: PositiveInt = 64
-    """Number of clips."""
-    duration_s: PositiveFloat = 2.0
-    """Length of each clip in seconds."""
-    labels_from: Split = "test"
-    """Split whose clips lend their labels, so that what is asked for is distributed like real audio."""
-    temperature: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
-    """Softmax temperature; 0 always takes the likeliest token."""
-    top_k: PositiveInt | None = 250
-    """Sample among this many likeliest tokens; null: no such limit."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0), NOT_BOOL] | None = None
-    """Sample among the likeliest tokens that together have this probability; null: no such limit."""
-    cfg_scale: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
-    """Classifier-free guidance; 1 is none, and costs half."""
-    prompt_s: Annotated[float, Field(ge=0.0), NOT_BOOL] = 0.0
-    """Seconds of a real clip (of `labels_from`) that each generated clip continues; 0: none."""
-    overlap_s: PositiveFloat | None = None
-    """Clips longer than `train.crop_s` are generated in windows of that length, each of which begins with
-    this much of the one before; null: two fifths of it."""
-    weights: Literal["fp32", "bf16", "int8"] = "fp32"
-    """Number format of the weights that generation reads: bf16 and int8 are faster, and round."""
-    batch_size: PositiveInt = 32
-    """Clips generated at once."""
-    seed: Integer = 0
-    """Seed of the sampling."""
-    untrained_baseline: bool = True
-    """Also sample from the same architecture with random weights, as a baseline for the scores."""
-
-
 class Eval(Section):
     """Scores of the generated clips against held-out audio."""
 
@@ -237,10 +208,42 @@ class Recipe(Section):
     """What is trained."""
     train: Train
     """How it is trained."""
-    generate: Generate = Generate()
-    """How it is sampled."""
+    generate: Annotated[Generate | DiffusionGenerate, Field(discriminator="kind")] = Generate()
+    """How it is sampled: a language model's settings, or a diffusion model's."""
     eval: Eval = Eval()
     """How it is scored."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tell_families_apart(cls, values: Any) -> Any:
+        """The section `generate` is that of the model's family."""
+        model = values.get("model") if isinstance(values, dict) else None
+        given = values.get("generate", {}) if isinstance(values, dict) else None
+        if not isinstance(model, dict) or not isinstance(given, dict):
+            return values
+        kind: Literal["tokens", "latents"] = "latents" if model.get("kind") in DIFFUSION_KINDS else "tokens"
+        refuse_other_family(given, kind, str(model.get("kind")))
+        return {**values, "generate": {"kind": kind, **given}}
+
+    @model_validator(mode="after")
+    def _check_diffusion(self) -> Self:
+        model, generate = self.model, self.generate
+        if not isinstance(model, DiffusionSection):
+            return self
+        if self.codec is None:
+            raise ValueError(f"a {model.kind} is trained on latents: add a section 'codec'")
+        if self.tokenize.store == "codes":
+            raise ValueError(
+                f"a {model.kind} is trained on latents, but tokenize.store is 'codes': set it to 'latents'"
+            )
+        assert isinstance(generate, DiffusionGenerate)
+        known = SAMPLERS[model.objective.kind]
+        if generate.sampler is not None and generate.sampler not in known:
+            raise ValueError(
+                f"generate.sampler {generate.sampler} does not go with the objective"
+                f" '{model.objective.kind}', which has {', '.join(known)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_codec(self) -> Self:

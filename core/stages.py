@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from .schema import Recipe, TrainedCodec
+from .schema_diffusion import DiffusionSection
 
 SAMPLE_CODES = "codes.safetensors"
 """Beside generated clips: their tokens, codes [K, T] under each file's name."""
@@ -43,12 +45,21 @@ TOKEN_MODEL_STAGES = (
     Stage("eval", "tokkata.eval.score", "evaluate", ("eval",), ("eval",), "generate"),
 )
 
+_TOKENIZE, _TRAIN, _GENERATE, _EVAL = TOKEN_MODEL_STAGES
+DIFFUSION_STAGES = (
+    _TOKENIZE,
+    dataclasses.replace(_TRAIN, module="tokkata.diffusion.train", function="train_diffusion"),
+    dataclasses.replace(_GENERATE, module="tokkata.diffusion.sample"),
+    _EVAL,
+)
+
 _CODEC_PROGRAMS = {
     "dac": ("tokkata.tokenize.training.train_codec", "train_codec"),
     "vae": ("tokkata.tokenize.training.train_vae", "train_vae"),
     "mel_vae": ("tokkata.tokenize.training.train_mel_vae", "train_mel_vae"),
 }
 """By kind of codec: the module that trains it, and its function."""
+
 
 _CODEC_EVAL = Stage("eval", "tokkata.eval.reconstruction", "evaluate_codec", ("eval",), ("eval",), "train")
 
@@ -72,4 +83,6 @@ def _codec_stages(kind: str) -> tuple[Stage, ...]:
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """The stages that `recipe` runs through, in order."""
     model = recipe.model
-    return _codec_stages(model.kind) if isinstance(model, TrainedCodec) else TOKEN_MODEL_STAGES
+    if isinstance(model, TrainedCodec):
+        return _codec_stages(model.kind)
+    return DIFFUSION_STAGES if isinstance(model, DiffusionSection) else TOKEN_MODEL_STAGES

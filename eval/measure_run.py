@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from safetensors.numpy import load_file
 
-from ..core.schema import Eval, Recipe
+from ..core.schema import Eval, Generate, Recipe
 from ..core.stages import SAMPLE_CODES
 from ..tokenize.codec import Codec
 from ..tokenize.store import TokenStore
@@ -93,12 +93,13 @@ class RunMeasure:
         """Token statistics; where clips continue real ones, memorisation too."""
         ours = self._codes(item.clips)
         found = token_scores(ours, self._reference_codes, self._codec.codebook_size, self._recipe.eval.seed)
-        if not self._recipe.generate.prompt_s:
+        generate = self._recipe.generate
+        if not isinstance(generate, Generate) or not generate.prompt_s:
             return found
         if not item.is_generated:
             return [*found, *(no_score(name, "no model continued it") for name in MEMORISATION_SCORES)]
         store = TokenStore(self._recipe.folder / "tokens")
-        return [*found, *memorisation_of_run(ours, item.clips.sources, store, self._recipe.generate)]
+        return [*found, *memorisation_of_run(ours, item.clips.sources, store, generate)]
 
     def _codes(self, clips: ClipSet) -> list[np.ndarray]:
         """The codes [K, T] of clips: those that were generated, where they were kept, or the audio's."""

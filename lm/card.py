@@ -6,17 +6,13 @@ import dataclasses
 import shlex
 from pathlib import Path
 
-from ..core.card import MODEL, SCORES_HEADING
-from ..core.conditions import Condition
+from ..core.card import MODEL, SCORES_HEADING, condition_line, told_by_options
 from ..core.files import write_text
 from ..core.recipe import dump_recipe
 from ..core.schema import Recipe
 from ..core.schema_models import TransformerModel
 from ..tokenize.origin import ORIGIN, as_markdown, origins_of, read_origins
 from .language_model import LanguageModel, LMConfig
-
-_NUM_VALUES = 12
-"""Of a condition's values, so many are listed."""
 
 
 def write_card(path: Path, recipe: Recipe, lm: LanguageModel, validation: dict[str, float]) -> None:
@@ -30,7 +26,7 @@ def write_card(path: Path, recipe: Recipe, lm: LanguageModel, validation: dict[s
     scores = f"| | |\n|---|---|\n{rows}" if rows else "There was no held-out clip to validate on.\n"
     tokens = recipe.folder / "tokens"
     origins = read_origins(tokens) if (tokens / ORIGIN).exists() else origins_of(recipe.data)
-    conditions = "".join(map(_condition_line, config.conditions)) or "None: it is told nothing.\n"
+    conditions = "".join(map(condition_line, config.conditions)) or "None: it is told nothing.\n"
     duration_s = recipe.generate.duration_s
     base = _base(recipe)
     is_on_hub = base is not None and not Path(base).exists()
@@ -118,33 +114,10 @@ def _architecture(config: LMConfig) -> str:
     )
 
 
-def _condition_line(condition: Condition) -> str:
-    """What it is, with its values."""
-    name, values = condition.name, condition.values
-    if condition.kind == "sequence":
-        feature = condition.feature or {}
-        by = f" by `{feature['encoder']}`" if feature.get("encoder") else ""
-        return f"- `{name}`: {feature.get('kind', 'vectors')}{by}\n"
-    if condition.kind == "number":
-        return f"- `{name}`: a number from 0 to {condition.maximum:g}\n"
-    shown = ", ".join(f"`{value}`" for value in values[:_NUM_VALUES])
-    more = f" and {len(values) - _NUM_VALUES} more" if len(values) > _NUM_VALUES else ""
-    return f"- `{name}`: {'tags' if condition.kind == 'tags' else 'one'} of {shown}{more}\n"
-
-
 def _command(config: LMConfig, duration_s: float) -> str:
     """How to generate with every condition told, each by its first value."""
     words = ["tokkata", "generate", MODEL, "--num", "4", "--duration", f"{duration_s:g}"]
-    for condition in config.conditions:
-        kind = (condition.feature or {}).get("kind")
-        if condition.kind == "label":
-            words += ["--label", f"{condition.name}={condition.values[0]}"]
-        elif condition.kind == "tags":
-            words += ["--tags", f"{condition.name}={condition.values[0]}"]
-        elif kind == "text":
-            words += ["--text", "what it should sound like"]
-        elif kind in ("melody", "style"):
-            words += [f"--{kind}", f"{kind}.wav"]
+    words += told_by_options(config.conditions)
     return shlex.join(words)
 
 

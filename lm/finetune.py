@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..core.conditions import Condition, Conditions, label_condition
 from ..core.errors import UserError
-from ..core.schema_models import ModelCondition, TransformerModel
+from ..core.schema_conditions import ModelCondition
+from ..core.schema_models import TransformerModel
 from ..tokenize.codec import CodecInfo
 from ..tokenize.features.clip_conditions import conditions_of
 from ..tokenize.features.feature import FeatureInfo

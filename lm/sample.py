@@ -53,6 +53,7 @@ class Requests:
 def sample(recipe: Recipe) -> None:
     """Write `samples/`."""
     config = recipe.generate
+    assert isinstance(config, Generate)
     device = best_device()
     store = TokenStore(recipe.folder / "tokens")
     codec = load_codec_from_info(store.info, device)

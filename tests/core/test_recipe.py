@@ -120,7 +120,9 @@ def test_a_recipe_does_not_change_after_loading(recipe_file):
 # --- one sentence for each fault
 
 
-MODELS = "'transformer', 'wavenet', 'samplernn', 'rnn', 'causal_conv' or 'dac'"
+MODELS = (
+    "'transformer', 'wavenet', 'samplernn', 'rnn', 'causal_conv', 'dit', 'unet', 'dac', 'vae' or 'mel_vae'"
+)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,10 @@ MODELS = "'transformer', 'wavenet', 'samplernn', 'rnn', 'causal_conv' or 'dac'"
         ("train.betas=[0.5, 1.5]", "'train.betas.1' cannot be 1.5: a number up to 1 is expected"),
         ("train.betas=0.5", "'train.betas' cannot be 0.5: a list is expected"),
         ("train.schedule=cosin", "'train.schedule' cannot be 'cosin', did you mean 'cosine'?"),
-        ("train.schedule=x", "'train.schedule' cannot be 'x': 'cosine' or 'constant' is expected"),
+        (
+            "train.schedule=x",
+            "'train.schedule' cannot be 'x': 'cosine', 'exponential' or 'constant' is expected",
+        ),
         ("train=10", "'train' cannot be 10: a section is expected"),
         ("train=", "'train' cannot be null: a section is expected"),
         ("data=synth", "'data' cannot be 'synth': a section is expected"),

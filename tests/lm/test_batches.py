@@ -11,7 +11,7 @@ import torch
 
 from tokkata.core.conditions import Condition, Conditions
 from tokkata.core.errors import UserError
-from tokkata.core.schema_models import ModelCondition
+from tokkata.core.schema_conditions import ModelCondition
 from tokkata.lm.batches import TokenBatches
 from tokkata.tests.lm.tiny_lm import some_of_everything
 from tokkata.tokenize.features.clip_conditions import conditions_of, from_batch, to_batch

@@ -18,7 +18,7 @@ from ...core.conditions import Condition, Conditions, Given, GivenConditions, la
 from ...core.errors import UserError
 from ...core.label import Label
 from ...core.loop import Batch
-from ...core.schema_models import ModelCondition
+from ...core.schema_conditions import ModelCondition
 from ..store import TokenSplit, TokenStore
 
 _VALUES, _MASK = "values/", "mask/"

@@ -1,0 +1,144 @@
+"""Batches for diffusion models: crops of stored latents with noise, times, and what the model is told.
+
+Everything random is drawn here, on the CPU, row by row of the global batch: a function of (seed, step, row),
+whatever the number of processes.
+
+Shapes: B batch, D latent width, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.conditions import GivenConditions, condition_coins
+from ..core.loop import Batch, step_seed
+from ..core.sampler import CropSampler
+from ..core.schema import Train
+from ..tokenize.features.clip_conditions import ClipConditions, to_batch
+from .objective import Objective
+
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Validation looks at these, with the same noise each time."""
+
+# Validation looks at no more than this many clips.
+_VALID_CLIPS = 256
+
+# As Stable Audio's training has it: most clips are made whole.
+_WHOLE, _SEGMENTS = 0.8, 0.1
+_MAX_SEGMENTS = 4
+
+
+class LatentBatches:
+    """Training and validation on the latents of a store."""
+
+    def __init__(
+        self,
+        clips: ClipConditions,
+        objective: Objective,
+        config: Train,
+        *,
+        condition_dropout: float = 0.0,
+        mask_conditions: bool = False,
+        sample_posterior: bool = False,
+    ) -> None:
+        self._clips, self._objective, self._config = clips, objective, config
+        self._condition_dropout = condition_dropout
+        self._mask_conditions, self._sample_posterior = mask_conditions, sample_posterior
+        self._sampler = CropSampler(clips.split.num_frames, clips.num_frames, config.seed)
+
+    def batch(self, step: int, rows: range) -> Batch:
+        """`latents` and `noise` [B, D, T], `time` [B], `mask` and `known` [B, T] where they say something,
+        and the conditions: rows of the global batch of a step."""
+        config = self._config
+        crops = [(c.clip, c.start) for c in self._sampler.draw(step, config.batch_size, rows)]
+        # Coins for the whole global batch, of which this process takes its rows: they cannot depend on how
+        # many processes there are.
+        coins = torch.Generator().manual_seed(step_seed(config.seed, 2, step))
+        keep = condition_coins(config.batch_size, self._condition_dropout, coins)
+        given = {
+            name: one.hide(keep[rows.start : rows.stop]) for name, one in self._clips.given(crops).items()
+        }
+        generators = [
+            torch.Generator().manual_seed(step_seed(config.seed, 3, step * config.batch_size + row))
+            for row in rows
+        ]
+        batch = self._collate(crops, given, generators)
+        batch["time"] = torch.cat([self._objective.draw_times(1, one) for one in generators])
+        if self._mask_conditions:
+            lengths = (
+                batch["mask"].sum(1).tolist() if "mask" in batch else [self._clips.num_frames] * len(rows)
+            )
+            batch["known"] = torch.stack(
+                [
+                    draw_known(self._clips.num_frames, length, one)
+                    for length, one in zip(lengths, generators, strict=True)
+                ]
+            )
+        return batch
+
+    def validation(self) -> list[Batch]:
+        """Held-out clips at each of `TIMES`, from their beginning.
+
+        Clips with a label value that does not occur in training are left out.
+        """
+        known = self._clips.known(range(len(self._clips.split)))
+        chosen = np.random.default_rng(0).permutation(known)[:_VALID_CLIPS].tolist()
+        batches = []
+        for first in range(0, len(chosen), self._config.batch_size):
+            crops = [(clip, 0) for clip in chosen[first : first + self._config.batch_size]]
+            generators = [torch.Generator().manual_seed(step_seed(0, 4, clip)) for clip, _ in crops]
+            batch = self._collate(crops, self._clips.given(crops), generators)
+            batches += [batch | {"time": torch.full((len(crops),), time)} for time in TIMES]
+        return batches
+
+    def _collate(
+        self, crops: Sequence[tuple[int, int]], given: GivenConditions, generators: Sequence[torch.Generator]
+    ) -> Batch:
+        split, num_frames = self._clips.split, self._clips.num_frames
+        found = [
+            self._latents(clip, start, one) for (clip, start), one in zip(crops, generators, strict=True)
+        ]
+        latents = torch.zeros(len(found), found[0].shape[0], num_frames)
+        mask = torch.zeros(len(found), num_frames, dtype=torch.bool)
+        for i, crop in enumerate(found):
+            latents[i, :, : crop.shape[1]] = crop
+            mask[i, : crop.shape[1]] = True
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=one) for one in generators])
+        batch = {"latents": latents, "noise": noise} | to_batch(given)
+        # Attention without a mask is faster.
+        return batch if split.num_frames.min() >= num_frames else batch | {"mask": mask}
+
+    def _latents(self, clip: int, start: int, generator: torch.Generator) -> Tensor:
+        split, num_frames = self._clips.split, self._clips.num_frames
+        found = torch.from_numpy(split.latents(clip, start, num_frames))
+        scale = split.latents_scale(clip, start, num_frames) if self._sample_posterior else None
+        if scale is None:
+            return found
+        return found + torch.from_numpy(scale) * torch.randn(found.shape, generator=generator)
+
+
+def draw_known(num_frames: int, length: int, generator: torch.Generator) -> Tensor:
+    """Which frames of a clip are told, [T] bool; the clip has `length` of them, and one at least is not told.
+
+    Eight clips of ten are told nothing, one all but up to four random segments, one its beginning.
+    """
+    known = torch.zeros(num_frames, dtype=torch.bool)
+    coin = float(torch.rand((), generator=generator))
+    if coin < _WHOLE or length < 2:
+        return known
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator))
+
+    if coin >= _WHOLE + _SEGMENTS:
+        known[: draw(1, length)] = True
+        return known
+    known[:length] = True
+    for _ in range(draw(1, _MAX_SEGMENTS + 1)):
+        start = draw(0, length)
+        known[start : start + draw(1, max(2, length // 2))] = False
+    return known

@@ -1,0 +1,49 @@
+"""Diffusion models by name, and the codec of their latents.
+
+model = load_diffusion("runs/quickstart-diffusion/model")      # also runs/quickstart-diffusion, user/model
+codec = codec_of(model)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..core.errors import UserError
+from ..core.hub_cache import hub_snapshot
+from ..core.saved_model import CONFIG_NAME, WEIGHTS_NAME, model_folder, read_config
+from ..tokenize.codec import Codec, load_codec_from_info
+from .diffusion_model import KIND, DiffusionModel
+
+
+def load_diffusion(
+    source: str | Path, *, revision: str | None = None, device: str | torch.device = "cpu"
+) -> DiffusionModel:
+    """A diffusion model in evaluation mode: from its folder, a run's, or the Hub.
+
+    Raises `UserError` if there is no model, or one of another kind.
+    """
+    if Path(source).exists():
+        folder = model_folder(Path(source))
+    else:
+        folder = hub_snapshot(str(source), revision, [(CONFIG_NAME, WEIGHTS_NAME)], "model").folder
+    kind = read_config(folder / CONFIG_NAME).get("kind")
+    if kind != KIND:
+        raise UserError(f"{source} is no diffusion model: its {CONFIG_NAME} says kind {kind!r}")
+    return DiffusionModel.from_pretrained(folder).to(device)
+
+
+def codec_of(model: DiffusionModel, device: str | torch.device = "cpu") -> Codec:
+    """The codec that turns the model's latents into audio, as its configuration describes it.
+
+    Raises `UserError` if it describes none, or one that cannot be had any more or has changed since.
+    """
+    info = model.config.codec_info
+    codec = load_codec_from_info(info, device)
+    if codec.latent_dim != info.latent_dim and info.latents != "projected_latents":
+        raise UserError(
+            f"the model's latents have {info.latent_dim} numbers a frame, the codec {info.id} makes"
+            f" {codec.latent_dim}"
+        )
+    return codec

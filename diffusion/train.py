@@ -1,0 +1,132 @@
+"""Stage `train` of a diffusion model's run: a network over the store's latents, in the shared loop.
+
+    python -m tokkata.diffusion.train RECIPE
+    accelerate launch -m tokkata.diffusion.train RECIPE
+
+Shapes: B batch, D latent width, T frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ..core.errors import UserError
+from ..core.files import atomic_folder
+from ..core.loop import Batch, Job, Loss, Phase, train
+from ..core.optimizer import adamw
+from ..core.run import is_main_process, stage_main
+from ..core.schema import Recipe
+from ..core.schema_diffusion import DitModel, UNetModel
+from ..tokenize.features.clip_conditions import ClipConditions, conditions_of, from_batch
+from ..tokenize.store import TokenStore
+from .build import network_config
+from .card import write_card
+from .diffusion_model import DiffusionConfig, DiffusionModel
+from .latent_batches import LatentBatches
+from .objective import make_objective
+
+
+def train_diffusion(recipe: Recipe) -> None:
+    """Write `checkpoints/`, `logs/` and `model/`."""
+    config, section = recipe.train, recipe.model
+    assert isinstance(section, DitModel | UNetModel)
+    store = TokenStore(recipe.folder / "tokens")
+    store.require("latents", "a diffusion model")
+    split = store.split("train")
+    if not len(split):
+        raise UserError(
+            "there are no latents in the split 'train': lower the fractions held out, or add audio"
+        )
+    if section.sample_posterior and split.latents_scale(0) is None:
+        raise UserError(
+            f"model.sample_posterior: the codec {store.info.id} is no variational autoencoder, so its latents"
+            " have no scale: turn it off"
+        )
+    num_frames = max(1, round(config.crop_s * store.info.frame_rate))
+    torch.manual_seed(config.seed)
+    conditions = conditions_of(store, split, section.conditions)
+    model = DiffusionModel(
+        DiffusionConfig(
+            network=network_config(section, store.info.latent_dim, num_frames, conditions),
+            objective=make_objective(section.objective.model_dump()),
+            codec=dataclasses.asdict(store.info),
+            mask_conditions=section.mask_conditions,
+        )
+    )
+    model.network.use_attention(section.attention)
+    batches = LatentBatches(
+        ClipConditions(store, split, conditions, num_frames),
+        model.objective,
+        config,
+        condition_dropout=section.condition_dropout,
+        mask_conditions=section.mask_conditions,
+        sample_posterior=section.sample_posterior,
+    )
+    valid = store.split("valid")
+    held_out = ClipConditions(store, valid, conditions, num_frames)
+    validation = LatentBatches(held_out, model.objective, config).validation() if len(valid) else []
+    train(
+        Job(
+            modules={"model": model},
+            phases=[Phase("model", "model", adamw(model, config), _loss)],
+            averaged="model",
+            batch=batches.batch,
+            validate=_Validation(validation),
+            save=lambda module, scores: _save(module, recipe, scores),
+            unit="frames",
+        ),
+        config,
+        recipe.folder,
+    )
+
+
+def _loss(modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
+    loss = modules["model"](
+        batch["latents"],
+        batch["noise"],
+        batch["time"],
+        from_batch(batch),
+        batch.get("mask"),
+        batch.get("known"),
+    )
+    return Loss(loss.mean, loss.num_frames)
+
+
+class _Validation:
+    """Mean squared distance from the target on fixed held-out clips: over all times, and at each.
+
+    Without clips there are no scores, and a line that says so.
+    """
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self._batches = batches
+        if not batches and is_main_process():
+            print("train: no clip of the split 'valid' can be validated on", file=sys.stderr)
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        device = next(model.parameters()).device
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        for batch in self._batches:
+            loss = _loss({"model": model}, {name: t.to(device) for name, t in batch.items()})
+            weight = float(loss.weight)
+            for name in ("loss", f"loss_at_{float(batch['time'][0]):.1f}"):
+                sums[name] = sums.get(name, 0.0) + float(loss.mean) * weight
+                counts[name] = counts.get(name, 0.0) + weight
+        return {name: total / counts[name] for name, total in sums.items()}
+
+
+def _save(model: nn.Module, recipe: Recipe, scores: dict[str, float]) -> None:
+    assert isinstance(model, DiffusionModel)
+    with atomic_folder(recipe.folder / "model") as partial:
+        model.save_pretrained(partial)
+        write_card(partial / "README.md", recipe, model, scores)
+
+
+if __name__ == "__main__":
+    stage_main("train", train_diffusion)
