@@ -20,6 +20,7 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/bench_samples.py $(BENCH)
 	$(BIN)/python tests/benchmarks/bench_generation.py $(BENCH)
 	$(BIN)/python tests/benchmarks/bench_training.py $(BENCH)
+	$(BIN)/python tests/benchmarks/bench_diffusion.py $(BENCH)
 	$(BIN)/python tests/benchmarks/bench_codec_training.py $(BENCH)
 
 lint: $(VENV)/installed

@@ -88,6 +88,9 @@ class Network(nn.Module, ABC):
     config_class: ClassVar[type[NetworkConfig]]
     config: NetworkConfig
     backend: Backend = "sdpa"
+    whole_clips: ClassVar[bool] = False
+    """Whether it knows clips of `max_frames` alone, with silence after shorter ones: such are sampled, and
+    cut."""
 
     @property
     def latent_dim(self) -> int:

@@ -104,6 +104,7 @@ class StableAudio(Network):
 
     config_class = StableAudioConfig
     config: StableAudioConfig
+    whole_clips = True
 
     def __init__(self, config: StableAudioConfig) -> None:
         super().__init__()

@@ -86,6 +86,7 @@ def load_stable_audio(source: str | Path, *, revision: str | None = None) -> Loa
             store="float32",
             versions={},
             encoder=str(source),
+            column="caption",
             max_tokens=max_tokens,
         )
         config = _config(transformer, projection, projection_weights, text)

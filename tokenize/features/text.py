@@ -5,9 +5,11 @@ Shapes: B texts, L tokens, E width.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,11 +19,17 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5Enc
 from ...core import schema_features as schema
 from ...core.clap import ClapNetwork, load_clap_network
 from ...core.errors import UserError
+from ...core.hub_cache import hub_snapshot
 from ...core.hub_model import HubModel, find_hub_model, load_hub_model
 from ..codec import library_versions
 from .feature import FeatureInfo, TextEncoder
 
 _FILES = ("tokenizer.json", "tokenizer_config.json")
+_PIPELINE = (
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    *(f"tokenizer/{file}" for file in _FILES),
+)
 
 
 class T5Text(TextEncoder):
@@ -98,12 +106,12 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None)
 def load_text(config: schema.TextFeature, device: torch.device) -> TextEncoder:
     """The encoder that a recipe names; raises `UserError` if it cannot be had, or is neither a T5 nor a
     CLAP."""
-    found = find_hub_model("text encoder", config.encoder, config.encoder, None, _FILES, config.revision)
+    found, tokenizer_folder = _find(config)
     match found.config.get("model_type"):
         case "t5":
             t5 = T5Config.from_dict(found.config)
             model = load_hub_model("text encoder", config.encoder, T5EncoderModel, t5, found)
-            tokenizer = AutoTokenizer.from_pretrained(found.folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
             return T5Text(_info(config, found, t5.d_model), model, tokenizer, device)
         case "clap":
             network = load_clap_network(
@@ -115,6 +123,24 @@ def load_text(config: schema.TextFeature, device: torch.device) -> TextEncoder:
                 f"text encoder {config.encoder} is of type '{kind}': a T5, such as google-t5/t5-base, or a"
                 " CLAP is needed"
             )
+
+
+def _find(config: schema.TextFeature) -> tuple[HubModel, Path]:
+    """The encoder and the folder of its tokenizer: one folder, or two beside each other in a pipeline of
+    `diffusers`, such as Stable Audio's."""
+    name, folder = config.encoder, Path(config.encoder)
+    version = None
+    if not folder.exists():
+        layouts = [("config.json", *_FILES), _PIPELINE]
+        snapshot = hub_snapshot(name, config.revision, layouts, "text encoder")
+        folder, version = snapshot.folder, snapshot.revision
+    if (folder / "config.json").exists() or not (folder / _PIPELINE[0]).exists():
+        found = find_hub_model("text encoder", name, name, None, _FILES, config.revision)
+        return found, found.folder
+    found = find_hub_model("text encoder", name, name, folder / "text_encoder", ())
+    if version is not None:
+        found = dataclasses.replace(found, version=version)
+    return found, folder / "tokenizer"
 
 
 def _info(config: schema.TextFeature, found: HubModel, dim: int) -> FeatureInfo:
