@@ -15,19 +15,27 @@ from ..core.hub_cache import hub_snapshot
 from ..core.saved_model import CONFIG_NAME, WEIGHTS_NAME, model_folder, read_config
 from ..tokenize.codec import Codec, load_codec_from_info
 from .diffusion_model import KIND, DiffusionModel
+from .stable_audio_files import PIPELINE_INDEX
+from .stable_audio_model import stable_audio_model
 
 
 def load_diffusion(
     source: str | Path, *, revision: str | None = None, device: str | torch.device = "cpu"
 ) -> DiffusionModel:
-    """A diffusion model in evaluation mode: from its folder, a run's, or the Hub.
+    """A diffusion model in evaluation mode: from its folder, a run's, or the Hub; also a Stable Audio Open in
+    the layout of `diffusers`.
 
     Raises `UserError` if there is no model, or one of another kind.
     """
-    if Path(source).exists():
-        folder = model_folder(Path(source))
-    else:
-        folder = hub_snapshot(str(source), revision, [(CONFIG_NAME, WEIGHTS_NAME)], "model").folder
+    is_here = Path(source).exists()
+    folder = Path(source)
+    if not is_here:
+        layouts = [(CONFIG_NAME, WEIGHTS_NAME), (PIPELINE_INDEX,)]
+        folder = hub_snapshot(str(source), revision, layouts, "model").folder
+    if (folder / PIPELINE_INDEX).is_file() and not (folder / CONFIG_NAME).exists():
+        return stable_audio_model(source, revision=revision).to(device)
+    if is_here:
+        folder = model_folder(folder)
     kind = read_config(folder / CONFIG_NAME).get("kind")
     if kind != KIND:
         raise UserError(f"{source} is no diffusion model: its {CONFIG_NAME} says kind {kind!r}")

@@ -177,6 +177,10 @@ class Velocity(TableObjective):
     """`trigonometric` is Stable Audio's: alpha = cos(pi t / 2), at any time."""
     zero_terminal_snr: bool = True
     """Whether tables of the other two end with noise alone, which the first one does in any case."""
+    sigma_min: float | None = None
+    """Noise level sigma / alpha at the last step of sampling, and in the next line at the first; steps
+    between are even in its logarithm, as Stable Audio has them. None: steps are even in time."""
+    sigma_max: float | None = None
 
     @property
     def cumprod(self) -> Tensor:
@@ -188,6 +192,13 @@ class Velocity(TableObjective):
         if self.schedule != "trigonometric":
             return super().levels(time)
         return _on_the_circle(time)
+
+    def sampled_times(self, num_steps: int) -> Tensor | None:
+        """Times of a sampler's steps, falling, [num_steps] float64; None where they are even from 1 on."""
+        if self.sigma_min is None or self.sigma_max is None:
+            return None
+        first, last = math.log(self.sigma_max), math.log(self.sigma_min)
+        return 2 / math.pi * torch.linspace(first, last, num_steps, dtype=torch.float64).exp().atan()
 
     def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
         """Uniform."""

@@ -30,7 +30,7 @@ from .stable_audio_layout import from_diffusers, to_diffusers
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _NETWORK_PARTS = ("transformer", "projection_model")
 _OTHER_PARTS = ("vae", "text_encoder", "tokenizer")
-_INDEX = "model_index.json"
+PIPELINE_INDEX = "model_index.json"
 _TOKENIZER = "tokenizer/tokenizer_config.json"
 _SCHEDULER = "scheduler/scheduler_config.json"
 _FILES = (
@@ -111,7 +111,7 @@ def save_stable_audio(
     Its codec and text encoder are those of the pipeline in the folder `other_parts`, as they are. Raises
     `UserError` if one of them is not there.
     """
-    for part in (_INDEX, *_OTHER_PARTS):
+    for part in (PIPELINE_INDEX, *_OTHER_PARTS):
         if not (other_parts / part).exists():
             raise UserError(f"{other_parts} is no pipeline of Stable Audio: it lacks {part}")
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
@@ -126,7 +126,7 @@ def save_stable_audio(
         write_json(new / _SCHEDULER, scheduler)
         for part in _OTHER_PARTS:
             shutil.copytree(other_parts / part, new / part)
-        shutil.copyfile(other_parts / _INDEX, new / _INDEX)
+        shutil.copyfile(other_parts / PIPELINE_INDEX, new / PIPELINE_INDEX)
 
 
 def _config(

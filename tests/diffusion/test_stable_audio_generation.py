@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from tokkata.core.errors import UserError
 from tokkata.diffusion.generate import From, Settings, generate
-from tokkata.diffusion.load import codec_of
+from tokkata.diffusion.load import codec_of, load_diffusion
 from tokkata.diffusion.sampler import clip_generators, draw_noise
 from tokkata.diffusion.stable_audio_model import stable_audio_model
 from tokkata.tests.diffusion.test_stable_audio import edit
@@ -114,6 +114,15 @@ def test_short_clips_keep_and_show_what_they_are_asked(pipeline) -> None:
     assert torch.equal(latents[0, :, :5], kept[:, :5])
     assert (latents[0, :, 5:] - kept[:, 5:]).abs().max() > 0.1
     assert shown == [(step, (1, 4, 9)) for step in range(3)]
+
+
+def test_it_is_loaded_by_its_name_and_saved_as_ours(pipeline, tmp_path: Path) -> None:
+    model = load_diffusion(pipeline[0])
+    model.save_pretrained(tmp_path / "ours")
+    again = load_diffusion(tmp_path / "ours")
+    assert again.config == model.config
+    settings = Settings(2, "dpm++2m")
+    assert torch.equal(generate(again, 5, settings=settings), generate(model, 5, settings=settings))
 
 
 def test_a_scheduler_of_another_kind_is_told(tmp_path: Path) -> None:
