@@ -6,7 +6,7 @@ A term's weight says which share of the gradient at the decoder's output is the 
 
 where ⟨‖gᵢ‖⟩ is a moving average of the norm. The norm is taken clip by clip and averaged over the global
 batch, so neither micro-batches nor processes change it; the average of the steps before is used, which every
-process has alike and a checkpoint holds.
+process has alike and a checkpoint holds. In a term's first step each clip has its own norm.
 
 Shapes: B batch, N samples.
 """
@@ -59,9 +59,9 @@ class LossBalancer:
             i = self._names.index(name)
             # Of the sum over rows, so that a row's gradient does not depend on how many others there are.
             (g,) = torch.autograd.grad(term * num_rows, decoded, retain_graph=True)
-            norm = g.flatten(1).norm(dim=1).mean()
-            norms[0, i], norms[1, i] = norm * num_rows, num_rows
-            average = torch.where(self._seen(i) > 0, self._average(i), norm)
+            of_rows = g.flatten(1).norm(dim=1)  # [B]
+            norms[0, i], norms[1, i] = of_rows.sum(), num_rows
+            average = torch.where(self._seen(i) > 0, self._average(i), of_rows)[:, None, None]
             gradient += self._config.norm * weights[name] / whole / average.clamp(min=_TINY) * g
         balanced = (decoded * gradient.detach()).sum() / num_rows
         value = torch.stack([weights[name] * term for name, term in terms.items()]).sum()

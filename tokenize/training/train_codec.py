@@ -107,7 +107,8 @@ def train_codec(recipe: Recipe) -> None:
         adversary = Adversary(config.adversarial, config.sample_rate_hz, recipe.train)
         modules[DISCRIMINATOR] = adversary.module
     loss = CodecLoss(recipe, codec, adversary)
-    watched = "mel" if config.mel_weight else "stft"
+    # The waveform's error tells best: a loud noise has no mel distance beyond bounds.
+    watched = next(name for name in ("waveform", "mel", "stft") if getattr(config, f"{name}_weight"))
     phases = [Phase("codec", "codec", codec.optimizer(recipe.train), loss, watched=watched)]
     upkeep = CodebookUpkeep(codec, config.dead_codes, recipe.train.seed)
 

@@ -4,17 +4,26 @@ Shapes: B batch, N samples, K codebooks, T frames.
 """
 
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import DacModel
 
+from tokkata.core import divergence
 from tokkata.core.audio import write_wav
+from tokkata.core.checkpoint import list_checkpoints
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.core.loop import StoppedError
+from tokkata.core.recipe import dump_recipe
+from tokkata.core.run import run_stage
+from tokkata.core.schema import DacModel as DacSection
 from tokkata.tokenize.codec import load_codec
+from tokkata.tokenize.families.codec_dac import build_original, to_hub
 from tokkata.tokenize.training.audio_store import AudioStore
 from tokkata.tokenize.training.prepare import prepare
 from tokkata.tokenize.training.train_codec import train_codec
@@ -24,14 +33,14 @@ from tokkata.tokenize.training.train_codec import train_codec
 def codec_recipe(tmp_path, tiny_recipe, tiny_dac):
     """`codec_recipe(train={"steps": 3})`: a codec's recipe whose audio is prepared."""
 
-    def make(name="codec", data=None, train=None, **model):
+    def make(name="codec", data=None, train=None, without=(), **model):
         settings = {"steps": 6, "batch_size": 2, "crop_s": 0.2, "save_every": 2, "log_every": 1}
         recipe = tiny_recipe(
             tmp_path,
             name=name,
             codec=None,
             data=data or {"kind": "synth", "num_clips": 12, "duration_s": 0.3},
-            model={**tiny_dac, **model},
+            model={key: value for key, value in {**tiny_dac, **model}.items() if key not in without},
             train={**settings, **(train or {})},
         )
         prepare(recipe)
@@ -45,8 +54,20 @@ def curve(recipe, name):
     return [row[name] for row in read_jsonl(recipe.folder / "logs" / "train.jsonl") if name in row]
 
 
-def test_stopped_and_resumed_is_bitwise_undisturbed(codec_recipe, monkeypatch):
-    whole, parts = (codec_recipe(name, quantizer_dropout=0.5) for name in ("whole", "parts"))
+ADVERSARIAL = {"periods": [], "fft_sizes": [64], "bands": [[0.0, 1.0]], "start_step": 2}
+EVERYTHING = {
+    "quantizer_dropout": 0.5,
+    "stft_weight": 1.0,
+    "mel_floor_end": 1e-4,
+    "adversarial": ADVERSARIAL,
+    "balancer": {"decay": 0.5},
+    "dead_codes": {"below": 0.5, "decay": 0.5},
+}
+
+
+@pytest.mark.parametrize("model", [{"quantizer_dropout": 0.5, "dead_codes": None}, EVERYTHING])
+def test_stopped_and_resumed_is_bitwise_undisturbed(codec_recipe, monkeypatch, model):
+    whole, parts = (codec_recipe(name, **model) for name in ("whole", "parts"))
     train_codec(whole)
 
     def stop_in_step(number):
@@ -72,8 +93,12 @@ def test_stopped_and_resumed_is_bitwise_undisturbed(codec_recipe, monkeypatch):
     train_codec(parts)
     for name in ("model.safetensors", "config.json"):
         assert (parts.folder / "model" / name).read_bytes() == (whole.folder / "model" / name).read_bytes()
-    for name in ("loss", "mel", "waveform", "grad_norm", "valid/loss", "valid/si_sdr_db"):
+    prefix = "codec/" if "adversarial" in model else ""
+    names = [f"{prefix}{name}" for name in ("loss", "mel", "waveform", "grad_norm")]
+    for name in (*names, "valid/loss", "valid/si_sdr_db", "codebooks/dead", "discriminator/loss"):
         assert curve(parts, name) == curve(whole, name)
+    if "adversarial" in model:
+        assert sum(curve(whole, "codebooks/dead")) > 0
 
 
 def test_what_is_saved_is_a_codec_of_the_hub(codec_recipe):
@@ -140,3 +165,174 @@ def test_no_clips_to_train_on(codec_recipe, one_file, monkeypatch):
     monkeypatch.setattr(AudioStore, "split", lambda self, name: [])
     with pytest.raises(UserError, match="no clips in its split 'train'"):
         train_codec(recipe)
+
+
+# --- adversarial, shared out, from a source
+
+
+def test_discriminators_begin_when_they_are_asked_to(codec_recipe):
+    recipe = codec_recipe(adversarial=ADVERSARIAL)
+    train_codec(recipe)
+    rows = [row for row in read_jsonl(recipe.folder / "logs" / "train.jsonl") if "lr" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for name in ("discriminator/loss", "codec/adversarial", "codec/features"):
+        assert [name in row for row in rows] == [False] * 2 + [True] * 4
+    for row in rows[2:]:
+        assert row["discriminator/loss"] == pytest.approx(
+            row["discriminator/real"] + row["discriminator/fake"]
+        )
+
+
+def test_two_processes_are_one(codec_recipe, tmp_path, environment):
+    """Dead entries and discriminators included; quantiser dropout is each process's own.
+
+    Noise, and codebooks that begin at random: of entries that are alike, such as those that a lapped start
+    takes from silence, the last bit of a sum decides which is nearest.
+    """
+    for number in range(4):
+        noise = 0.1 * np.random.default_rng(number).standard_normal((1, 8000))
+        write_wav(tmp_path / "noise" / f"{number}.wav", noise, 16000)
+    changed = {
+        "data": {"kind": "folder", "root": str(tmp_path / "noise")},
+        "start": "random",
+        "quantizer_dropout": 0.0,
+        "adversarial": ADVERSARIAL,
+        "balancer": {"decay": 0.5},
+        "dead_codes": {"below": 0.5, "decay": 0.5},
+    }
+    settings = {"batch_size": 8, "steps": 4, "save_every": 4, "grad_accumulation": 1}
+    one, two = (codec_recipe(name, train=settings, **changed) for name in ("one", "two"))
+    train_codec(one)
+    run_stage(two, "prepare", prepare)
+    path = tmp_path / "two.yaml"
+    path.write_text(dump_recipe(two), encoding="utf-8")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    program = ("-m", "tokkata.tokenize.training.train_codec", str(path), "train.grad_accumulation=2")
+    ended = subprocess.run(
+        [sys.executable, *launcher, *program],
+        env={**environment, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    saved = [
+        load_file(recipe.folder / "checkpoints" / "step-000004" / "model.safetensors")
+        for recipe in (one, two)
+    ]
+    torch.testing.assert_close(saved[1]["use"], saved[0]["use"], rtol=0, atol=0)
+    norms = [weights.pop("balancer_norms") for weights in saved]  # of absolute values: signs near 0 may flip
+    torch.testing.assert_close(norms[1], norms[0], rtol=1e-2, atol=0)
+    torch.testing.assert_close(saved[1], saved[0], rtol=0, atol=5e-3)  # and so may Adam's first steps
+    assert sum(curve(one, "codebooks/dead")) > 0
+    for name in ("codec/mel", "codebooks/efficiency", "codebooks/dead", "discriminator/loss"):
+        assert curve(two, name) == pytest.approx(curve(one, name), rel=2e-2)
+
+
+@pytest.fixture
+def source(tiny_dac, tmp_path):
+    """The folder of a codec with random weights, one channel of which is nothing."""
+    torch.manual_seed(3)
+    original = build_original(DacSection(**tiny_dac))
+    hub = to_hub(original)
+    with torch.no_grad():
+        hub.encoder.conv1.weight[2] = 0
+    hub.save_pretrained(tmp_path / "source")
+    return tmp_path / "source"
+
+
+def from_source(codec_recipe, source, **changed):
+    shape = ("encoder_dim", "encoder_rates", "decoder_dim", "num_codebooks", "codebook_size")
+    return codec_recipe(source=str(source), without=shape, **changed)
+
+
+def test_training_begins_from_weights_that_are_there(codec_recipe, source):
+    recipe = from_source(codec_recipe, source, train={"steps": 1, "lr": 1e-12}, quantizer_dropout=0.0)
+    train_codec(recipe)
+    before, after = (
+        load_file(source / "model.safetensors"),
+        load_file(recipe.folder / "model" / "model.safetensors"),
+    )
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
+    assert "fine-tuned from" in (recipe.folder / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("id", "changed", "message"),
+    [
+        (
+            "pocket",
+            {"sample_rate_hz": 24000},
+            "model.source pocket has 16000 Hz: set model.sample_rate_hz to that",
+        ),
+        ("mulaw:16000", {}, "model.source mulaw:16000 is not a DAC in the hub's layout"),
+    ],
+)
+def test_sources_that_do_not_fit(codec_recipe, id, changed, message):
+    with pytest.raises(UserError, match=message):
+        train_codec(from_source(codec_recipe, id, **changed))
+
+
+def test_the_shape_is_the_sources(codec_recipe):
+    with pytest.raises(UserError, match="encoder_dim is that of source pocket: remove it"):
+        codec_recipe(source="pocket")
+
+
+@pytest.mark.parametrize("start", ["kmeans", "random"])
+def test_other_starts(codec_recipe, start):
+    recipe = codec_recipe(start=start, train={"steps": 2})
+    train_codec(recipe)
+    assert len(curve(recipe, "loss")) == 2
+
+
+# --- what is wrong with the data or the settings
+
+
+def spoil(monkeypatch, change, every=1):
+    read, number = AudioStore.crop, 0
+
+    def crop(self, clip, start, num_samples):
+        nonlocal number
+        number += 1
+        samples = read(self, clip, start, num_samples)
+        return change(samples) if number % every == 0 and num_samples == 3200 else samples
+
+    monkeypatch.setattr(AudioStore, "crop", crop)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [np.zeros_like, lambda samples: np.sign(samples), lambda samples: np.full_like(samples, 1.0)],
+    ids=["silent", "clipping", "constant"],
+)
+def test_crops_that_are_hard_are_no_nan(codec_recipe, monkeypatch, change):
+    recipe = codec_recipe(train={"steps": 4, "warmup_steps": 1}, **EVERYTHING)
+    spoil(monkeypatch, change)
+    train_codec(recipe)
+    for name in ("codec/loss", "codec/grad_norm", "discriminator/loss", "discriminator/grad_norm"):
+        values = curve(recipe, name)
+        assert values
+        assert np.isfinite(np.array(values, dtype=float)).all()
+    assert curve(recipe, "skipped_steps")[-1] == 0
+
+
+def test_crops_that_are_not_finite_are_skipped_and_counted(codec_recipe, monkeypatch):
+    recipe = codec_recipe(**EVERYTHING)
+    spoil(monkeypatch, lambda samples: samples * np.nan, every=4)
+    train_codec(recipe)
+    assert curve(recipe, "skipped_steps")[-1] >= 3
+    weights = load_file(recipe.folder / "model" / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_a_run_that_diverges_ends_and_keeps_what_was_good(codec_recipe, monkeypatch):
+    monkeypatch.setattr(divergence, "_PATIENCE", 20)
+    recipe = codec_recipe(
+        train={"steps": 200, "lr": 0.3, "warmup_steps": 100, "save_every": 5, "log_every": 10}
+    )
+    with pytest.raises(UserError, match=r"training diverges: 'waveform' is .*: lower train\.lr; the newest"):
+        train_codec(recipe)
+    newest = list_checkpoints(recipe.folder / "checkpoints")[-1]
+    assert int(newest.name[-6:]) < 100
+    assert not (recipe.folder / "model").exists()
