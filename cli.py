@@ -22,6 +22,7 @@ from .core.recipe import load_recipe
 from .core.run import StageState, run_stage, stage_states
 from .core.schema import Recipe
 from .core.several_values import SeveralValues
+from .diffusion import commands as diffusion_commands
 from .eval.compare_commands import (
     CacheFolder,
     EmbeddingNames,
@@ -205,40 +206,59 @@ def generate(
     batch_size: lm_commands.BatchSize = None,
     device: lm_commands.DeviceName = None,
     stream: lm_commands.Stream = False,
+    steps: diffusion_commands.Steps = None,
+    sampler: diffusion_commands.SamplerName = None,
+    init_audio: diffusion_commands.InitAudio = None,
+    strength: diffusion_commands.Strength = None,
+    inpaint: diffusion_commands.Inpaint = None,
 ) -> None:
     """Generate audio: from the trained model of a recipe, or from any model here or on the Hub.
 
     A model: tokkata generate user/model --num 8 --duration 30 --label pitch=60 --out DIR
     """
-    options: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "num": num,
         "duration": duration,
         "out": out,
         "seed": seed,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
         "cfg_scale": cfg_scale,
-        "weights": weights,
         "label": label,
         "tags": tags,
         "text": text,
         "melody": melody,
         "style": style,
-        "prompt": prompt,
-        "prompt_seconds": prompt_seconds,
         "overlap": overlap,
         "batch_size": batch_size,
         "device": device,
+    }
+    of_tokens: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "weights": weights,
+        "prompt": prompt,
+        "prompt_seconds": prompt_seconds,
         "stream": stream,
     }
+    of_latents: dict[str, Any] = {
+        "steps": steps,
+        "sampler": sampler,
+        "init_audio": init_audio,
+        "strength": strength,
+        "inpaint": inpaint,
+    }
     if lm_commands.is_recipe(source):
-        lm_commands.refuse_model_options(options)
+        lm_commands.refuse_model_options(shared | of_tokens | of_latents)
         _run_one("generate", Path(source), overrides)
         return
     if overrides:
         raise UserError(f"{overrides[0]}: settings change recipes; {source} is a model, see its options")
-    lm_commands.generate_from_model(source, **options)
+    if lm_commands.is_diffusion(source):
+        lm_commands.refuse_options(of_tokens, f"{source} is a diffusion model")
+        diffusion_commands.generate_from_model(source, **shared, **of_latents)
+        return
+    lm_commands.refuse_options(of_latents, f"{source} is a language model")
+    lm_commands.generate_from_model(source, **shared, **of_tokens)
 
 
 app.command(name="push")(lm_commands.push)

@@ -49,7 +49,7 @@ def condition_line(condition: Condition) -> str:
     return f"- `{name}`: {'tags' if condition.kind == 'tags' else 'one'} of {shown}{more}\n"
 
 
-def told_by_options(conditions: Conditions) -> list[str]:
+def example_options(conditions: Conditions) -> list[str]:
     """Options of `tokkata generate` that tell every condition, each its first value."""
     words: list[str] = []
     for condition in conditions:

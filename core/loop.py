@@ -212,7 +212,7 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
     prepare_blocks(job.modules.values(), config)
     modules = _prepare(accelerator, job)
     source: nn.Module = accelerator.unwrap_model(modules[job.averaged])
-    average = Average(source, config.ema_decay, config.ema_every)
+    average = Average(source, config.ema_decay, config.ema_every, config.ema_sigma_rel)
     checkpoints = run_folder / "checkpoints"
     whole = dict(job.carried)
     step = load_newest_checkpoint(checkpoints, accelerator, average, whole)

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .files import atomic_file, write_json
+from .hub_cache import hub_snapshot
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+PIPELINE_INDEX = "model_index.json"
 
 
 class Config(Protocol):
@@ -106,6 +108,28 @@ def model_folder(path: Path) -> Path:
         if (folder / CONFIG_NAME).is_file():
             return folder
     raise UserError(f"{path} holds no model: neither {CONFIG_NAME} nor model/{CONFIG_NAME} is there")
+
+
+def kind_of(source: str) -> str | None:
+    """The family that the `config.json` of a model says it is of: in a folder, of a run, or on the Hub.
+
+    None where it says none; `diffusion` for a pipeline of `diffusers`. Raises `UserError` if there is no
+    model.
+    """
+    folder = Path(source)
+    if not folder.exists():
+        folder = hub_snapshot(source, None, [(CONFIG_NAME,), (PIPELINE_INDEX,)], "model").folder
+    if is_pipeline(folder):
+        return "diffusion"
+    if Path(source).exists():
+        folder = model_folder(folder)
+    kind = read_config(folder / CONFIG_NAME).get("kind")
+    return None if kind is None else str(kind)
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether a folder holds a pipeline of `diffusers`, whose parts lie in folders of their own."""
+    return (folder / PIPELINE_INDEX).is_file() and not (folder / CONFIG_NAME).exists()
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 from pathlib import Path
 
-from ..core.card import MODEL, SCORES_HEADING, condition_line, told_by_options
+from ..core.card import MODEL, SCORES_HEADING, condition_line, example_options
 from ..core.files import write_text
 from ..core.recipe import dump_recipe
 from ..core.schema import Recipe
@@ -27,7 +27,7 @@ def write_card(path: Path, recipe: Recipe, model: DiffusionModel, validation: di
     origins = read_origins(tokens) if (tokens / ORIGIN).exists() else origins_of(recipe.data)
     conditions = "".join(map(condition_line, config.conditions)) or "None: it is told nothing.\n"
     duration_s = min(recipe.generate.duration_s, config.network.max_frames / config.frame_rate)
-    options = told_by_options(config.conditions)
+    options = example_options(config.conditions)
     command = ["tokkata", "generate", MODEL, "--num", "4", "--duration", f"{duration_s:g}", *options]
     text = f"""---
 library_name: tokkata

@@ -30,6 +30,7 @@ from ..tokenize.codec import Codec
 from ..tokenize.families.codec_dac import HubDac
 from .diffusion_model import DiffusionModel
 from .generate import From, Settings, generate
+from .sampler import choose_sampler
 
 _WINDOW_S = 20.0  # longer clips are decoded in such windows: a long clip's activations fill no memory
 
@@ -68,6 +69,7 @@ def write_clips(
     Raises `UserError` for a codec with other latents, and for what `generate` refuses.
     """
     check_codec(model, codec)
+    choose_sampler(settings.sampler, model.objective)
     start = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     rate = model.config.frame_rate

@@ -67,8 +67,12 @@ class From:
 
     latents: Tensor  # [D, T], of all clips
     strength: float = 1.0
-    """How much of the way from noise is gone: near 0 little is changed, at 1 nothing is left."""
+    """The time to begin at: near 0 little is changed, at 1 nothing is left."""
     known: Tensor | None = None  # [T] bool: frames that stay as they are
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength <= 1:
+            raise UserError(f"strength {self.strength:g} must be above 0 and at most 1")
 
     def padded(self, num_frames: int) -> From:
         """The same for longer clips: zeros, which are not kept, come after."""
@@ -226,7 +230,7 @@ class _Guided:
         else:
             output = torch.zeros_like(x)
             for part in self._parts:
-                predicted = part.predict(inputs, time, guided).split(self._batch_size)
+                predicted = torch.split(part.predict(inputs, time, guided), self._batch_size)
                 for window, one in zip(part.windows, predicted, strict=True):
                     output[:, :, window] += one * self._weights
             output = output / self._total

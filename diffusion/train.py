@@ -23,12 +23,14 @@ from ..core.run import is_main_process, stage_main
 from ..core.schema import Recipe
 from ..core.schema_diffusion import DitModel, UNetModel
 from ..tokenize.features.clip_conditions import ClipConditions, conditions_of, from_batch
-from ..tokenize.store import TokenStore
+from ..tokenize.store import TokenSplit, TokenStore
 from .build import network_config
 from .card import write_card
 from .diffusion_model import DiffusionConfig, DiffusionModel
+from .dit import DiT
 from .latent_batches import LatentBatches
 from .objective import make_objective
+from .unet import UNet1d
 
 
 def train_diffusion(recipe: Recipe) -> None:
@@ -36,17 +38,7 @@ def train_diffusion(recipe: Recipe) -> None:
     config, section = recipe.train, recipe.model
     assert isinstance(section, DitModel | UNetModel)
     store = TokenStore(recipe.folder / "tokens")
-    store.require("latents", "a diffusion model")
-    split = store.split("train")
-    if not len(split):
-        raise UserError(
-            "there are no latents in the split 'train': lower the fractions held out, or add audio"
-        )
-    if section.sample_posterior and split.latents_scale(0) is None:
-        raise UserError(
-            f"model.sample_posterior: the codec {store.info.id} is no variational autoencoder, so its latents"
-            " have no scale: turn it off"
-        )
+    split = latents_to_train(store, section.sample_posterior)
     num_frames = max(1, round(config.crop_s * store.info.frame_rate))
     torch.manual_seed(config.seed)
     conditions = conditions_of(store, split, section.conditions)
@@ -58,6 +50,7 @@ def train_diffusion(recipe: Recipe) -> None:
             mask_conditions=section.mask_conditions,
         )
     )
+    assert isinstance(model.network, DiT | UNet1d)
     model.network.use_attention(section.attention)
     batches = LatentBatches(
         ClipConditions(store, split, conditions, num_frames),
@@ -73,11 +66,11 @@ def train_diffusion(recipe: Recipe) -> None:
     train(
         Job(
             modules={"model": model},
-            phases=[Phase("model", "model", adamw(model, config), _loss)],
+            phases=[Phase("model", "model", adamw(model, config), loss)],
             averaged="model",
             batch=batches.batch,
-            validate=_Validation(validation),
-            save=lambda module, scores: _save(module, recipe, scores),
+            validate=Validation(validation),
+            save=lambda module, scores: save(module, recipe, scores),
             unit="frames",
         ),
         config,
@@ -85,8 +78,25 @@ def train_diffusion(recipe: Recipe) -> None:
     )
 
 
-def _loss(modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
-    loss = modules["model"](
+def latents_to_train(store: TokenStore, sample_posterior: bool) -> TokenSplit:
+    """The split `train`; raises `UserError` where it does not have what is needed."""
+    store.require("latents", "a diffusion model")
+    split = store.split("train")
+    if not len(split):
+        raise UserError(
+            "there are no latents in the split 'train': lower the fractions held out, or add audio"
+        )
+    if sample_posterior and split.latents_scale(0) is None:
+        raise UserError(
+            f"model.sample_posterior: the codec {store.info.id} is no variational autoencoder, so its latents"
+            " have no scale: turn it off"
+        )
+    return split
+
+
+def loss(modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
+    """Of the module `model`, for a batch of `LatentBatches`."""
+    found = modules["model"](
         batch["latents"],
         batch["noise"],
         batch["time"],
@@ -94,10 +104,10 @@ def _loss(modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
         batch.get("mask"),
         batch.get("known"),
     )
-    return Loss(loss.mean, loss.num_frames)
+    return Loss(found.mean, found.num_frames)
 
 
-class _Validation:
+class Validation:
     """Mean squared distance from the target on fixed held-out clips: over all times, and at each.
 
     Without clips there are no scores, and a line that says so.
@@ -109,19 +119,21 @@ class _Validation:
             print("train: no clip of the split 'valid' can be validated on", file=sys.stderr)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
+        """`loss`, and `loss_at_…` each of the times."""
         device = next(model.parameters()).device
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}
         for batch in self._batches:
-            loss = _loss({"model": model}, {name: t.to(device) for name, t in batch.items()})
-            weight = float(loss.weight)
+            found = loss({"model": model}, {name: t.to(device) for name, t in batch.items()})
+            weight = float(found.weight)
             for name in ("loss", f"loss_at_{float(batch['time'][0]):.1f}"):
-                sums[name] = sums.get(name, 0.0) + float(loss.mean) * weight
+                sums[name] = sums.get(name, 0.0) + float(found.mean) * weight
                 counts[name] = counts.get(name, 0.0) + weight
         return {name: total / counts[name] for name, total in sums.items()}
 
 
-def _save(model: nn.Module, recipe: Recipe, scores: dict[str, float]) -> None:
+def save(model: nn.Module, recipe: Recipe, scores: dict[str, float]) -> None:
+    """Write the finished model and its card."""
     assert isinstance(model, DiffusionModel)
     with atomic_folder(recipe.folder / "model") as partial:
         model.save_pretrained(partial)

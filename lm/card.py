@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 from pathlib import Path
 
-from ..core.card import MODEL, SCORES_HEADING, condition_line, told_by_options
+from ..core.card import MODEL, SCORES_HEADING, condition_line, example_options
 from ..core.files import write_text
 from ..core.recipe import dump_recipe
 from ..core.schema import Recipe
@@ -117,7 +117,7 @@ def _architecture(config: LMConfig) -> str:
 def _command(config: LMConfig, duration_s: float) -> str:
     """How to generate with every condition told, each by its first value."""
     words = ["tokkata", "generate", MODEL, "--num", "4", "--duration", f"{duration_s:g}"]
-    words += told_by_options(config.conditions)
+    words += example_options(config.conditions)
     return shlex.join(words)
 
 

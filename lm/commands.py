@@ -8,15 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import typer
 
 from ..core.errors import UserError
-
-if TYPE_CHECKING:
-    from ..core.conditions import Conditions
-    from ..tokenize.features.told import Told
 
 Source = Annotated[
     str,
@@ -89,14 +85,30 @@ def is_recipe(source: str) -> bool:
     return Path(source).suffix in (".yaml", ".yml") or Path(source).is_file()
 
 
+def is_diffusion(source: str) -> bool:
+    """Whether the model `source` is a diffusion model; raises `UserError` if there is no model."""
+    from ..core.saved_model import kind_of
+
+    return kind_of(source) == "diffusion"
+
+
 def refuse_model_options(options: Mapping[str, Any]) -> None:
     """Raise `UserError` if options that are for models are given beside a recipe."""
-    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False)]
-    if given:
+    if given := _given(options):
         raise UserError(
             f"{', '.join(given)}: for a model; what a recipe generates is said in its section generate, as in"
             " generate.num_clips=8"
         )
+
+
+def refuse_options(options: Mapping[str, Any], why: str) -> None:
+    """Raise `UserError` if options of another family of models are given."""
+    if given := _given(options):
+        raise UserError(f"{why}, which has no {', '.join(given)}: see tokkata generate --help")
+
+
+def _given(options: Mapping[str, Any]) -> list[str]:
+    return [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False)]
 
 
 def generate_from_model(
@@ -127,9 +139,11 @@ def generate_from_model(
 
     The arguments are the command's options. Raises `UserError` for what is missing or does not fit together.
     """
-    from ..core.device import best_device
+    from ..core.device import best_device, device_named
+    from ..core.output_folder import new_folder
     from ..core.progress import hide_library_bars
     from ..tokenize.fast_codec import fast
+    from ..tokenize.features.told import told_by_options
     from .clips import Clips, write_clips
     from .decoder import Weights
     from .generate import Generator
@@ -150,13 +164,12 @@ def generate_from_model(
         top_p,
         1.0 if cfg_scale is None else cfg_scale,
     )
-    folder = out or _next_folder(source)
-    _check_empty(folder)
+    folder = new_folder(out, source)
     hide_library_bars()
-    where = _device(device) if device else best_device()
+    where = device_named(device) if device else best_device()
     lm = load_lm(source, device=where)
     config = lm.config
-    told = _told(config.conditions, label or (), tags or (), text or (), melody, style)
+    told = told_by_options(config.conditions, label or (), tags or (), text or (), melody, style)
     num = told.num_clips if num is None else num
     notes = told.notes(config.conditions, num)
     codec = fast(codec_of(lm, where))
@@ -189,64 +202,6 @@ def generate_from_model(
         f" ({written.audio_s / written.elapsed_s:.2g} × real time): {folder}"
     )
     return folder
-
-
-def _told(
-    conditions: Conditions,
-    label: Sequence[str],
-    tags: Sequence[str],
-    text: Sequence[str],
-    melody: Path | None,
-    style: Path | None,
-) -> Told:
-    from ..tokenize.features.told import Told, split_values
-
-    labels: dict[str, list[str]] = {}
-    for word in label:
-        name, value = _pair("label", word)
-        labels.setdefault(name, []).extend(split_values(conditions, name, value))
-    sets: dict[str, list[list[str]]] = {}
-    for word in tags:
-        name, value = _pair("tags", word)
-        sets.setdefault(name, []).append([tag.strip() for tag in value.split(",") if tag.strip()])
-    return Told(labels, sets, tuple(text), melody, style)
-
-
-def _pair(option: str, word: str) -> tuple[str, str]:
-    name, equals, value = word.partition("=")
-    if not (name and equals and value):
-        raise UserError(f"--{option} {word}: NAME=VALUE is needed")
-    return name, value
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
-        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def _next_folder(source: str) -> Path:
-    """`generated/NAME-001`, or the first higher number that is free."""
-    parts = (
-        [part for part in Path(source).resolve().parts if part != "model"] if Path(source).exists() else []
-    )
-    name = parts[-1] if parts else source.rstrip("/").rpartition("/")[2]
-    number = 1
-    while (folder := Path("generated") / f"{name}-{number:03d}").exists():
-        number += 1
-    return folder
-
-
-def _check_empty(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file: choose a new or empty folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--out {folder} is not empty, and nothing is overwritten: choose another folder")
 
 
 def _say_heard(path: Path, after_s: float) -> None:

@@ -30,6 +30,26 @@ def test_decay(step, every, decay):
     assert module.weight.item() == 5.0
 
 
+@pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.2])
+def test_the_power_function_weighs_steps_as_it_says(sigma_rel):
+    """The weight of step t in the average at step T is about (t / T)^gamma: eq. 6, with that width."""
+    module, num_steps = layer(), 400
+    average = Average(module, 0.0, sigma_rel=sigma_rel)
+    weights = []
+    for probe in range(1, num_steps + 1):  # the decay of each step, from an average of 1 over weights of 0
+        with torch.no_grad():
+            average.tensors["weight"].fill_(1.0)
+            module.weight.fill_(0.0)
+        average.update(probe)
+        weights.append(average.tensors["weight"].item())
+    decays = torch.tensor(weights, dtype=torch.float64)
+    share = (1 - decays) * torch.cat([decays.flip(0).cumprod(0).flip(0)[1:], torch.ones(1)])
+    steps = torch.arange(1, num_steps + 1, dtype=torch.float64) / num_steps
+    mean = (share * steps).sum()
+    assert float(share.sum()) == pytest.approx(1, abs=1e-6)  # the initial weights are forgotten
+    assert float((share * (steps - mean) ** 2).sum().sqrt()) == pytest.approx(sigma_rel, rel=0.02)
+
+
 def test_the_module_has_its_own_weights_back_and_always_its_own_buffers():
     module = layer()
     average = Average(module, 0.9)

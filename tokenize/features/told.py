@@ -105,6 +105,36 @@ class Told:
         return found
 
 
+def told_by_options(
+    conditions: Conditions,
+    label: Sequence[str],
+    tags: Sequence[str],
+    text: Sequence[str],
+    melody: Path | None,
+    style: Path | None,
+) -> Told:
+    """What the options `--label NAME=VALUE`, `--tags NAME=TAG,TAG` and the others say.
+
+    Raises `UserError` for words that are not of this form.
+    """
+    labels: dict[str, list[str]] = {}
+    for word in label:
+        name, value = _pair("label", word)
+        labels.setdefault(name, []).extend(split_values(conditions, name, value))
+    sets: dict[str, list[list[str]]] = {}
+    for word in tags:
+        name, value = _pair("tags", word)
+        sets.setdefault(name, []).append([tag.strip() for tag in value.split(",") if tag.strip()])
+    return Told(labels, sets, tuple(text), melody, style)
+
+
+def _pair(option: str, word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not (name and equals and value):
+        raise UserError(f"--{option} {word}: NAME=VALUE is needed")
+    return name, value
+
+
 def split_values(conditions: Conditions, name: str, text: str) -> list[str]:
     """The values in `60,62` as a list; text that is itself a value of the label, commas or not, is one."""
     if name in conditions.names and text in conditions[name].values:
