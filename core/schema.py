@@ -87,6 +87,9 @@ class Train(Section):
     """Gradients are scaled down to this norm."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] = 0.99
     """Decay of the averaged weights that are validated, generated from and saved; 0 turns it off."""
+    ema_sigma_rel: Annotated[float, Field(gt=0.0, lt=0.28), NOT_BOOL] | None = None
+    """Average by a power function of the step instead (arXiv:2312.02696), of this width relative to the steps
+    so far, such as 0.1; null: by `ema_decay`."""
     ema_every: PositiveInt = 1
     """Steps between two updates of the averaged weights."""
     precision: Literal["no", "bf16", "fp16"] = "no"
