@@ -281,7 +281,8 @@ def guide(conditional: Tensor, hidden: Tensor, scale: float, rescale: float) -> 
     guided = hidden + scale * (conditional - hidden)
     if not rescale:
         return guided
-    growth = conditional.std((1, 2), keepdim=True) / guided.std((1, 2), keepdim=True)
+    # Untrained networks predict 0, which has no deviation to divide by.
+    growth = conditional.std((1, 2), keepdim=True) / guided.std((1, 2), keepdim=True).clamp(min=1e-8)
     return guided * (rescale * growth + 1 - rescale)
 
 

@@ -201,6 +201,7 @@ def load_sets(recipe: Recipe) -> Sets:
     # The distance of a set depends on its size, so the other sets are made as large as the generated one.
     real = _load_real(recipe, corpus, codec, generated[GENERATED], skipped)
     paired = real.reference.first(len(generated[GENERATED]))
+    stored = "tokens" if recipe.tokenize.store == "codes" else "latents"
     scored = []
     if len(real.other):
         scored.append(NamedSet(FLOOR, real.other_note, real.other))
@@ -209,8 +210,8 @@ def load_sets(recipe: Recipe) -> Sets:
     scored.append(
         NamedSet(
             RECONSTRUCTED,
-            "The reference's own clips, encoded to tokens and decoded: what the codec loses.",
-            reconstruct(codec, paired),
+            f"The reference's own clips, encoded to {stored} and decoded: what the codec loses.",
+            reconstruct(codec, paired, recipe.tokenize.store),
         )
     )
     prompt_s = recipe.generate.prompt_s

@@ -23,6 +23,8 @@ from ..core.schema import Audio
 from ..core.sections import Split
 from ..tokenize.codec import Codec
 from ..tokenize.corpus import Clip, Corpus, read_clip
+from ..tokenize.encode_clips import Store
+from ..tokenize.families.codec_dac import HubDac
 
 BATCH_SAMPLES = 1 << 19
 """Samples that the codec sees at once; the longer the clips, the smaller the batches."""
@@ -169,8 +171,8 @@ def generated_clips(
     return result
 
 
-def reconstruct(codec: Codec, clips: ClipSet) -> ClipSet:
-    """`clips` encoded to tokens and decoded again, at their own lengths."""
+def reconstruct(codec: Codec, clips: ClipSet, store: Store = "codes") -> ClipSet:
+    """`clips` encoded to what a run stores of them and decoded again, at their own lengths."""
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, samples in enumerate(clips.audio):
         by_length[samples.shape[1]].append(index)
@@ -180,9 +182,18 @@ def reconstruct(codec: Codec, clips: ClipSet) -> ClipSet:
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
             audio = torch.from_numpy(np.stack([clips.audio[i] for i in batch])).to(codec.device)
-            output = codec.reconstruct(audio)
+            output = _there_and_back(codec, audio, store)
             decoded.update(zip(batch, output.clamp(-1.0, 1.0).cpu().numpy(), strict=True))
     return clips.with_audio([decoded[i] for i in range(len(clips))])
+
+
+def _there_and_back(codec: Codec, audio: torch.Tensor, store: Store) -> torch.Tensor:
+    if store == "codes":
+        return codec.reconstruct(audio)
+    if store == "latents":
+        return codec.decode_latents(codec.encode_latents(audio), audio.shape[-1])
+    assert isinstance(codec, HubDac), "only a DAC has projected latents"
+    return codec.decode_projected_latents(codec.encode_projected_latents(audio), audio.shape[-1])
 
 
 def white_noise(clips: ClipSet, seed: int) -> ClipSet:
