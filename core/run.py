@@ -39,7 +39,7 @@ _PATIENCE_S = 600.0
 _POLL_S = 0.2
 
 # Settings that may name files or a folder on this machine.
-_FILES = ("root", "soundfont", "id", "encoder", "init_from")
+_FILES = ("root", "soundfont", "id", "encoder", "init_from", "teacher")
 
 
 @dataclass(frozen=True)

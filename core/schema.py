@@ -240,11 +240,11 @@ class Recipe(Section):
                 f"a {model.kind} is trained on latents, but tokenize.store is 'codes': set it to 'latents'"
             )
         assert isinstance(generate, DiffusionGenerate)
-        known = SAMPLERS[model.objective.kind]
+        known = SAMPLERS[model.objective_kind]
         if generate.sampler is not None and generate.sampler not in known:
             raise ValueError(
                 f"generate.sampler {generate.sampler} does not go with the objective"
-                f" '{model.objective.kind}', which has {', '.join(known)}"
+                f" '{model.objective_kind}', which has {', '.join(known)}"
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -72,24 +73,40 @@ Objective = Annotated[
 class DiffusionSection(Section):
     """What every diffusion model over latents is asked."""
 
-    conditions: list[ModelCondition] = Field(default=[])
-    """What the model is told about a clip: label columns of the corpus, features of `tokenize.features`,
-    timing."""
+    kind: str  # stands here so that it comes first
     condition_dropout: Fraction = 0.1
     """Share of clips whose conditions are hidden, for classifier-free guidance."""
-    objective: Objective = FlowObjective(kind="flow")
-    """What is predicted, and how noise is added."""
-    mask_conditions: bool = False
-    """Also train to fill in and to go on: the model is told some of a clip's latents, and where they are. Of
-    ten clips, eight are made whole, one has random segments to fill in, one goes on from its beginning."""
     sample_posterior: bool = False
     """Of a variational autoencoder's latents: draw them anew each time, instead of taking the mean."""
     attention: Literal["sdpa", "xformers", "flex"] = Field(default="sdpa", json_schema_extra=OPERATIONAL)
     """Library that computes self-attention: PyTorch's own; xFormers (CUDA); or PyTorch's compiled flex
     attention. Where it cannot be used, one line says why and sdpa is."""
 
+    @property
+    @abstractmethod
+    def objective_kind(self) -> str:
+        """Of the model that is saved."""
 
-class DitModel(DiffusionSection):
+
+class NetworkSection(DiffusionSection):
+    """What a new network over latents is asked."""
+
+    conditions: list[ModelCondition] = Field(default=[])
+    """What the model is told about a clip: label columns of the corpus, features of `tokenize.features`,
+    timing."""
+    objective: Objective = FlowObjective(kind="flow")
+    """What is predicted, and how noise is added."""
+    mask_conditions: bool = False
+    """Also train to fill in and to go on: the model is told some of a clip's latents, and where they are. Of
+    ten clips, eight are made whole, one has random segments to fill in, one goes on from its beginning."""
+
+    @property
+    def objective_kind(self) -> str:
+        """Of the model that is saved."""
+        return self.objective.kind
+
+
+class DitModel(NetworkSection):
     """A diffusion Transformer over latents (arXiv:2212.09748)."""
 
     kind: Literal["dit"]
@@ -118,7 +135,7 @@ class DitModel(DiffusionSection):
         return self
 
 
-class UNetModel(DiffusionSection):
+class UNetModel(NetworkSection):
     """A one-dimensional UNet over latents: small, and quick on a CPU."""
 
     kind: Literal["unet"]
@@ -146,5 +163,29 @@ class UNetModel(DiffusionSection):
         return self
 
 
-DIFFUSION_KINDS = ("dit", "unet")
+class ConsistencyModel(DiffusionSection):
+    """A trained flow distilled to a few steps: consistency distillation (arXiv:2303.01469). Network,
+    conditions and the length of clips are the teacher's."""
+
+    kind: Literal["consistency"]
+    teacher: str
+    """A diffusion model with the objective `flow`: its folder, a run's, or a hub id. Its weights are where
+    training begins."""
+    teacher_revision: str | None = None
+    """Commit or tag on the Hub."""
+    cfg_scale: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
+    """Classifier-free guidance of the teacher, which becomes part of what is learned: the new model needs
+    none of its own. 1 is none."""
+    num_intervals: Annotated[int, Field(ge=2), NOT_BOOL] = 16
+    """Parts of the way from noise to latents; over each, the teacher takes one step of Heun's method."""
+    target_decay: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] = 0.95
+    """Decay of the averaged weights that say where a part of the way leads; 0: the newest weights do."""
+
+    @property
+    def objective_kind(self) -> str:
+        """Of the model that is saved."""
+        return "consistency"
+
+
+DIFFUSION_KINDS = ("dit", "unet", "consistency")
 """The kinds of the sections above."""

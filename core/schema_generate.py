@@ -49,13 +49,14 @@ class Generate(GenerateSection):
     """Number format of the weights that generation reads: bf16 and int8 are faster, and round."""
 
 
-Sampler = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "euler", "heun"]
+Sampler = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "euler", "heun", "consistency"]
 
 SAMPLERS: dict[str, tuple[Sampler, ...]] = {
     "ddpm": ("dpm++2m", "dpm++2m-sde", "ddim", "ddpm"),
     "v": ("dpm++2m", "dpm++2m-sde", "ddim", "ddpm"),
     "edm": ("heun", "dpm++2m", "dpm++2m-sde", "ddim"),
     "flow": ("euler", "heun", "dpm++2m", "dpm++2m-sde"),
+    "consistency": ("consistency",),
 }
 """By kind of objective: the samplers that can be used, the usual one first."""
 
@@ -68,7 +69,8 @@ class DiffusionGenerate(GenerateSection):
     steps: PositiveInt = 50
     """Steps from noise to latents."""
     sampler: Sampler | None = None
-    """How a step is done; null: euler for a flow, heun for EDM, dpm++2m for the others."""
+    """How a step is done; null: euler for a flow, heun for EDM, consistency for what was distilled, dpm++2m
+    for the others."""
     cfg_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Times between which there is guidance, 1 being noise alone (arXiv:2404.07724)."""
     cfg_rescale: Fraction = 0.0

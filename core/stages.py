@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from .schema import Recipe, TrainedCodec
-from .schema_diffusion import DiffusionSection
+from .schema_diffusion import ConsistencyModel, DiffusionSection
 
 SAMPLE_CODES = "codes.safetensors"
 """Beside generated clips: their tokens, codes [K, T] under each file's name."""
@@ -52,6 +52,12 @@ DIFFUSION_STAGES = (
     dataclasses.replace(_GENERATE, module="tokkata.diffusion.sample"),
     _EVAL,
 )
+DISTILLATION_STAGES = tuple(
+    dataclasses.replace(stage, module="tokkata.diffusion.distill", function="distill")
+    if stage.name == "train"
+    else stage
+    for stage in DIFFUSION_STAGES
+)
 
 _CODEC_PROGRAMS = {
     "dac": ("tokkata.tokenize.training.train_codec", "train_codec"),
@@ -85,4 +91,6 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     model = recipe.model
     if isinstance(model, TrainedCodec):
         return _codec_stages(model.kind)
+    if isinstance(model, ConsistencyModel):
+        return DISTILLATION_STAGES
     return DIFFUSION_STAGES if isinstance(model, DiffusionSection) else TOKEN_MODEL_STAGES

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..core.conditions import Conditions
 from ..core.errors import UserError
-from ..core.schema_diffusion import DiffusionSection, DitModel, UNetModel
+from ..core.schema_diffusion import DitModel, NetworkSection, UNetModel
 from .dit import DiT
 from .network import Network, NetworkConfig
 from .stable_audio import StableAudio
@@ -28,7 +28,7 @@ def network_config(
     model: DitModel | UNetModel, latent_dim: int, max_frames: int, conditions: Conditions
 ) -> NetworkConfig:
     """The network that a recipe asks for, for clips of up to `max_frames` frames."""
-    shape = model.model_dump(exclude={"kind", "attention", *DiffusionSection.model_fields})
+    shape = model.model_dump(exclude={"kind", "attention", *NetworkSection.model_fields})
     lists = {name: tuple(value) for name, value in shape.items() if isinstance(value, list)}
     config_class = network_class(model.kind).config_class
     return config_class(

@@ -12,6 +12,7 @@ from ..core.recipe import dump_recipe
 from ..core.schema import Recipe
 from ..tokenize.origin import ORIGIN, as_markdown, origins_of, read_origins
 from .diffusion_model import DiffusionConfig, DiffusionModel
+from .objective import Consistency
 
 
 def write_card(path: Path, recipe: Recipe, model: DiffusionModel, validation: dict[str, float]) -> None:
@@ -27,6 +28,9 @@ def write_card(path: Path, recipe: Recipe, model: DiffusionModel, validation: di
     origins = read_origins(tokens) if (tokens / ORIGIN).exists() else origins_of(recipe.data)
     conditions = "".join(map(condition_line, config.conditions)) or "None: it is told nothing.\n"
     duration_s = min(recipe.generate.duration_s, config.network.max_frames / config.frame_rate)
+    validated = "Mean squared distance from the objective's target"
+    if isinstance(config.objective, Consistency):
+        validated = "Root mean square distance between two jumps from one path to its end"
     options = example_options(config.conditions)
     command = ["tokkata", "generate", MODEL, "--num", "4", "--duration", f"{duration_s:g}", *options]
     text = f"""---
@@ -53,7 +57,7 @@ the codec `{codec["id"]}`, trained with Tokkata.
 ## Conditions
 {conditions}
 ## Validation
-Mean squared distance from the objective's target on held-out clips, over all times and at each.
+{validated} on held-out clips, over all times and at each.
 
 {scores}
 {SCORES_HEADING}

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from .generate import From
 
 Steps = Annotated[
-    int | None, typer.Option(metavar="N", help="Of a diffusion model: steps from noise. Default: 50.")
+    int | None,
+    typer.Option(metavar="N", help="Of a diffusion model: steps from noise. Default: 50; distilled, 4."),
 ]
 SamplerName = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="Of a diffusion model: ddpm, ddim, dpm++2m, dpm++2m-sde, euler or heun."
+        metavar="NAME",
+        help="Of a diffusion model: ddpm, ddim, dpm++2m, dpm++2m-sde, euler, heun or consistency.",
     ),
 ]
 InitAudio = Annotated[
@@ -80,6 +82,7 @@ def generate_from_model(
     from .clips import Clips, write_clips
     from .generate import Settings
     from .load import codec_of, load_diffusion
+    from .sampler import usual_steps
 
     known = get_args(Sampler)
     if sampler not in (None, *known):
@@ -127,7 +130,7 @@ def generate_from_model(
             maximum = conditions[name].maximum
             inputs[name] = [number if maximum is None else min(number, maximum)] * num
     settings = Settings(
-        50 if steps is None else steps,
+        usual_steps(model.objective) if steps is None else steps,
         cast("Sampler | None", sampler),
         1.0 if cfg_scale is None else cfg_scale,
     )

@@ -275,16 +275,9 @@ class EDM(TableObjective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flow(Objective):
+class StraightObjective(Objective):
     """Straight lines from the latents to noise: rectified flow, arXiv:2209.03003, eq. 1."""
 
-    kind: ClassVar[str] = "flow"
-
-    time: Literal["uniform", "logit_normal"] = "logit_normal"
-    """At which times clips are trained: logit-normal is that of arXiv:2403.03206, sec. 3.1."""
-    time_mean: float = 0.0
-    """Of the logit-normal distribution."""
-    time_std: float = 1.0
     shift: float = 1.0
     """Above 1: more of the times, in training and in sampling, are near noise (arXiv:2403.03206, eq. 23)."""
 
@@ -296,13 +289,6 @@ class Flow(Objective):
         """Times as `shift` moves them; 0 and 1 stay."""
         return self.shift * time / (1 + (self.shift - 1) * time)
 
-    def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
-        """As `time` says, then shifted."""
-        if self.time == "uniform":
-            return self.shifted(torch.rand(count, generator=generator))
-        drawn = torch.randn(count, generator=generator)
-        return self.shifted(torch.sigmoid(self.time_mean + self.time_std * drawn))
-
     def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """The direction to noise, which is the same at all times."""
         return noise - x0
@@ -313,12 +299,57 @@ class Flow(Objective):
         return Denoised(x - sigma * output, x + alpha * output)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flow(StraightObjective):
+    """The network predicts the mean direction of the lines through x: rectified flow, arXiv:2209.03003."""
+
+    kind: ClassVar[str] = "flow"
+
+    time: Literal["uniform", "logit_normal"] = "logit_normal"
+    """At which times clips are trained: logit-normal is that of arXiv:2403.03206, sec. 3.1."""
+    time_mean: float = 0.0
+    """Of the logit-normal distribution."""
+    time_std: float = 1.0
+
+    def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
+        """As `time` says, then shifted."""
+        if self.time == "uniform":
+            return self.shifted(torch.rand(count, generator=generator))
+        drawn = torch.randn(count, generator=generator)
+        return self.shifted(torch.sigmoid(self.time_mean + self.time_std * drawn))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consistency(StraightObjective):
+    """What a flow becomes by distillation (`distill.py`): a consistency model, arXiv:2303.01469.
+
+    The network predicts the direction of the line from x to where the flow takes it, so `denoised` is the
+    consistency function f (definition 1), and f(x, 0) = x without further ado. `target` is what would be
+    right if clips were alone in the world.
+    """
+
+    kind: ClassVar[str] = "consistency"
+
+    num_intervals: int = 16
+    """N: training is at the ends of N parts of the way, even but for the shift."""
+
+    def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
+        """The later end of any interval, one as often as another."""
+        ends = torch.randint(self.num_intervals, (count,), generator=generator) + 1
+        return self.shifted(ends / self.num_intervals)
+
+    def before(self, time: Tensor) -> Tensor:
+        """The time one interval nearer to the latents, at least 0."""
+        even = time / (self.shift - (self.shift - 1) * time)
+        return self.shifted((even - 1 / self.num_intervals).clamp(min=0))
+
+
 def _on_the_circle(time: Tensor) -> tuple[Tensor, Tensor]:
     angle = math.pi / 2 * time
     return angle.cos(), angle.sin()
 
 
-OBJECTIVES: dict[str, type[Objective]] = {one.kind: one for one in (DDPM, Velocity, EDM, Flow)}
+OBJECTIVES: dict[str, type[Objective]] = {one.kind: one for one in (DDPM, Velocity, EDM, Flow, Consistency)}
 """By their kinds."""
 
 

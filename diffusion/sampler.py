@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.loop import step_seed
 from ..core.schema_generate import SAMPLERS, Sampler
-from .objective import EDM, NUM_STEPS, Denoised, Flow, Objective, TableObjective, Velocity
+from .objective import EDM, NUM_STEPS, Consistency, Denoised, Flow, Objective, TableObjective, Velocity
 
 if TYPE_CHECKING:  # importing it takes a second
     from diffusers import DPMSolverMultistepScheduler
@@ -57,6 +57,11 @@ def choose_sampler(name: Sampler | None, objective: Objective) -> Sampler:
     return name
 
 
+def usual_steps(objective: Objective) -> int:
+    """How many steps are enough for most models: a distilled one needs few."""
+    return 4 if isinstance(objective, Consistency) else 50
+
+
 def clip_generators(seed: int, first_clip: int, count: int) -> list[torch.Generator]:
     """One a clip, on the CPU: everything random about a clip comes from its own."""
     return [torch.Generator().manual_seed(step_seed(seed, first_clip + i)) for i in range(count)]
@@ -87,8 +92,8 @@ def sample(
         noise: what the clips are at time 1; samplers that are stochastic draw more from `generators`.
         steps: how many.
         sampler: `ddpm` (arXiv:2006.11239), `ddim` (arXiv:2010.02502), `dpm++2m` and `dpm++2m-sde`
-            (arXiv:2211.01095), `euler`, `heun` (arXiv:2206.00364, algorithm 1, without churn); the
-            objective's usual one if None.
+            (arXiv:2211.01095), `euler`, `heun` (arXiv:2206.00364, algorithm 1, without churn),
+            `consistency` (arXiv:2303.01469, algorithm 1); the objective's usual one if None.
         generators: one a clip.
         start: latents to begin from or to keep.
         callback: is shown the estimate of every step, before the next.
@@ -104,6 +109,9 @@ def sample(
     strength = 1.0 if start is None else start.strength
     if name == "heun":
         found = _heun(walk, objective, steps, strength)
+    elif name == "consistency":
+        assert isinstance(objective, Consistency)
+        found = _consistency(walk, objective, steps, strength, generators)
     elif name == "euler":
         assert isinstance(objective, Flow)
         found = _euler(walk, objective, steps, strength)
@@ -172,6 +180,21 @@ def _euler(walk: _Walk, objective: Flow, steps: int, strength: float) -> Tensor:
         found = walk.estimate(x, float(time))
         x = scheduler.step(found.noise - found.x0, timestep, x).prev_sample
         x = walk.with_known(x, float(following))
+    return x
+
+
+def _consistency(
+    walk: _Walk, objective: Consistency, steps: int, strength: float, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Each step goes to the end; all but the last come back part of the way with new noise."""
+    times: list[float] = (objective.shifted(_grid(steps, 1.0)) * strength).tolist()
+    x = walk.begin(times[0])
+    for time, following in pairwise(times):
+        x = walk.estimate(x, time).x0
+        if following > 0:
+            noise = draw_noise(generators, *x.shape[1:]).to(x)
+            x = objective.add_noise(x, noise, torch.full((len(x),), following, device=x.device))
+        x = walk.with_known(x, following)
     return x
 
 
