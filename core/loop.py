@@ -75,6 +75,8 @@ class Phase:
     """None: `train.clip_grad_norm`."""
     watched: str | None = None
     """The metric by which a run that diverges is noticed and ended (`divergence.py`); None: none is."""
+    level: str | None = None
+    """Likewise the one by which silence is noticed."""
 
 
 @dataclass
@@ -225,7 +227,7 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
     previous_handler = signal.signal(signal.SIGTERM, ask_to_stop)
     scores: dict[str, float] = {}
     skipped_in_a_row = dict.fromkeys((phase.name for phase in job.phases), 0)
-    watches = {phase.name: Divergence(phase.watched) for phase in job.phases if phase.watched}
+    watches = {phase.name: Divergence(phase.watched, phase.level) for phase in job.phases if phase.watched}
     mfu = mfu_per_speed(accelerator, config.precision, job.flops_per_unit)
     is_main = accelerator.is_main_process
     log = TrainingLog(run_folder / "logs", config.steps, job.unit, step, mfu_per_speed=mfu, enabled=is_main)
@@ -272,7 +274,9 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
                     with average.in_place() as module:
                         scores = job.validate(module)
                     log.write_validation(step, scores)
-                suspect = any(watch.suspect for watch in watches.values())  # keep the good ones
+                # Keep the good ones; a single step is skipped in sound runs too, with fp16.
+                suspect = any(watch.suspect for watch in watches.values())
+                suspect |= any(number > 1 for number in skipped_in_a_row.values())
                 if (step % config.save_every == 0 and not suspect) or at_end or stopping:
                     joined = {name: torch.cat([part[name] for part in carried]) for name in job.carried}
                     keep = config.keep_checkpoints

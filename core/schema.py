@@ -22,7 +22,7 @@ from .schema_diffusion import DIFFUSION_KINDS, DiffusionSection
 from .schema_features import Features
 from .schema_generate import SAMPLERS, DiffusionGenerate, Generate, refuse_other_family
 from .schema_models import LanguageModelSection, Model, TransformerModel
-from .schema_trained_codecs import DacModel, MelVaeModel, TrainedCodec, VaeModel
+from .schema_trained_codecs import DacModel, EncodecModel, MelVaeModel, TrainedCodec, VaeModel
 from .sections import (
     NOT_BOOL,
     OPERATIONAL,
@@ -36,6 +36,7 @@ from .sections import (
 
 __all__ = [
     "DacModel",
+    "EncodecModel",
     "Eval",
     "Generate",
     "MelVaeModel",

@@ -14,7 +14,7 @@ from pydantic import (
 
 from .schema_conditions import ModelCondition
 from .schema_diffusion import ConsistencyModel, DitModel, UNetModel
-from .schema_trained_codecs import DacModel, MelVaeModel, VaeModel
+from .schema_trained_codecs import DacModel, EncodecModel, MelVaeModel, VaeModel
 from .sections import NOT_BOOL, OPERATIONAL, PositiveInt, Section
 
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL]
@@ -278,6 +278,7 @@ Model = Annotated[
     | UNetModel
     | ConsistencyModel
     | DacModel
+    | EncodecModel
     | VaeModel
     | MelVaeModel,
     Field(discriminator="kind"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -76,14 +77,9 @@ class Balancer(Section):
     """What the norms of a clip's balanced gradients add up to."""
 
 
-class RvqModel(TrainedCodec):
-    """What every codec with residual vector quantisation is asked."""
+class ReconstructingCodec(TrainedCodec):
+    """What every codec is asked that is trained to decode to the audio that it was given."""
 
-    source: str | None = None
-    """A codec of the same kind whose weights training begins from: `pocket`, a folder or a hub id. Its shape
-    is then not given here; `sample_rate_hz` must be its own."""
-    source_revision: str | None = None
-    """Commit or tag on the Hub."""
     mel_windows: list[Annotated[int, Field(ge=16, multiple_of=4), NOT_BOOL]] = Field(
         default=[64, 128, 256, 512, 1024], min_length=1
     )
@@ -97,21 +93,16 @@ class RvqModel(TrainedCodec):
     """Where the floor has fallen to, exponentially, by the last step; null: it stays."""
     mel_weight: Weight = 15.0
     """Weight of the multi-scale log-mel distance."""
+    stft_windows: list[Annotated[int, Field(ge=16, multiple_of=4), NOT_BOOL]] = Field(
+        default=[2048, 512], min_length=1
+    )
+    """Windows of the multi-scale STFT distance, in samples."""
     stft_weight: Weight = 0.0
-    """Weight of the multi-scale STFT distance, of magnitudes and log-magnitudes, at 2048 and 512 samples."""
+    """Weight of the multi-scale STFT distance, of magnitudes and log-magnitudes."""
     waveform_weight: Weight = 10.0
-    """Weight of the waveform's mean absolute error relative to the mean absolute amplitude."""
-    commitment_weight: Weight = 1.0
-    """Weight of the term that moves the encoder's output towards codebook entries."""
-    balancer: Balancer | None = None
-    """Balance the terms of the decoded audio by their gradients; null: weights are factors."""
-    dead_codes: DeadCodes | None = DeadCodes()
-    """Replacing dead entries of the codebooks; null: they stay dead."""
+    """Weight of the waveform's mean absolute error relative to the mean absolute amplitude of the corpus."""
     store: Literal["float32", "float16"] = "float32"
     """Number format of the saved weights; float16 halves the file, and it is loaded as float32."""
-
-    shape_settings: ClassVar[tuple[str, ...]] = ()
-    """Settings that a source decides."""
 
     @model_validator(mode="after")
     def _check_scales(self) -> Self:
@@ -120,6 +111,29 @@ class RvqModel(TrainedCodec):
                 f"mel_bins {self.mel_bins} needs one number for each of the"
                 f" {len(self.mel_windows)} mel_windows"
             )
+        return self
+
+
+class RvqModel(ReconstructingCodec):
+    """What every codec with residual vector quantisation is asked."""
+
+    source: str | None = None
+    """A codec of the same kind whose weights training begins from: `pocket`, a folder or a hub id. Its shape
+    is then not given here; `sample_rate_hz` must be its own."""
+    source_revision: str | None = None
+    """Commit or tag on the Hub."""
+    commitment_weight: Weight = 1.0
+    """Weight of the term that moves the encoder's output towards codebook entries."""
+    balancer: Balancer | None = None
+    """Balance the terms of the decoded audio by their gradients; null: weights are factors."""
+    dead_codes: DeadCodes | None = DeadCodes()
+    """Replacing dead entries of the codebooks; null: they stay dead."""
+
+    shape_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings that a source decides."""
+
+    @model_validator(mode="after")
+    def _check_spectra(self) -> Self:
         if not self.mel_weight and not self.stft_weight:
             raise ValueError("mel_weight and stft_weight are both 0: give one of them a weight")
         return self
@@ -181,8 +195,64 @@ class DacModel(RvqModel):
     )
 
 
-class VaeModel(TrainedCodec):
-    """A variational autoencoder to train: Oobleck, the autoencoder of Stable Audio Open (arXiv:2407.14358)."""
+class EncodecModel(RvqModel):
+    """An EnCodec to train (arXiv:2210.13438): residual vector quantisation over convolutions and LSTMs. Its
+    codebooks follow what they stand for as moving averages; there is no factorised lookup."""
+
+    kind: Literal["encodec"]
+    sample_rate_hz: PositiveInt = 24000
+    """Sample rate of the audio."""
+    num_filters: PositiveInt = 32
+    """Channels after the first convolution; doubled at each stride."""
+    upsampling_ratios: list[PositiveInt] = Field(default=[8, 5, 4, 2], min_length=1)
+    """Strides of the decoder, mirrored by the encoder; their product is the hop length in samples."""
+    num_residual_layers: PositiveInt = 1
+    """Residual blocks before each stride."""
+    num_lstm_layers: PositiveInt = 2
+    """Layers of the LSTMs of encoder and decoder."""
+    hidden_size: PositiveInt = 128
+    """Width of a frame, and of the codebooks' entries."""
+    causal: bool = True
+    """Whether nothing depends on audio that is still to come."""
+    codebook_size: Annotated[int, Field(ge=2), NOT_BOOL] = 1024
+    """Entries of each codebook, a power of 2."""
+    bandwidths_kbps: list[PositiveFloat] = Field(default=[1.5, 3.0, 6.0, 12.0, 24.0], min_length=1)
+    """Bitrates that it can be used at, from the lowest to the highest, which decides how many codebooks there
+    are. In training every clip is coded at one of them, drawn evenly."""
+    codebook_decay: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] = 0.99
+    """Decay, a step, of the moving averages that are the entries."""
+
+    shape_settings: ClassVar[tuple[str, ...]] = (
+        "num_filters",
+        "upsampling_ratios",
+        "num_residual_layers",
+        "num_lstm_layers",
+        "hidden_size",
+        "causal",
+        "codebook_size",
+        "bandwidths_kbps",
+    )
+
+    @model_validator(mode="after")
+    def _check_bandwidths(self) -> Self:
+        if self.source is not None:
+            return self
+        bits = math.log2(self.codebook_size)
+        if bits % 1:
+            raise ValueError(f"codebook_size {self.codebook_size} is no power of 2")
+        frame_rate_hz = math.ceil(self.sample_rate_hz / math.prod(self.upsampling_ratios))
+        bits_per_s = int(bits) * frame_rate_hz  # of a codebook
+        counts = [int(1000 * wanted // bits_per_s) for wanted in self.bandwidths_kbps]
+        if counts[0] < 1 or counts != sorted(set(counts)):
+            raise ValueError(
+                f"bandwidths_kbps {self.bandwidths_kbps} must grow by at least one codebook each, which takes"
+                f" {bits_per_s / 1000:g} kbit/s: {int(bits)} bits for {frame_rate_hz} frames a second"
+            )
+        return self
+
+
+class VaeModel(ReconstructingCodec):
+    """A variational autoencoder to train: Oobleck, that of Stable Audio Open (arXiv:2407.14358)."""
 
     kind: Literal["vae"]
     channels: Literal[1, 2] = 1
@@ -198,21 +268,16 @@ class VaeModel(TrainedCodec):
     start: Literal["transform", "random"] = "transform"
     """Initial weights: a linear transform that keeps the strongest components of the audio, from which short
     trainings learn; or random ones."""
-    mel_floor: PositiveFloat = 1e-2
-    """Mel magnitudes below this count as this: what nobody hears must not rule the loss (a full-scale
-    sine has a magnitude of a quarter of the window's length)."""
-    mel_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 15.0
-    """Weight of the multi-scale log-mel distance."""
-    stft_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 0.0
-    """Weight of the multi-resolution STFT loss."""
-    waveform_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
-    """Weight of the waveform's mean absolute error relative to the mean absolute amplitude."""
-    kl_weight: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1e-3
+    stft_windows: list[Annotated[int, Field(ge=16, multiple_of=4), NOT_BOOL]] = Field(
+        default=[2048, 1024, 512, 256, 128, 64, 32], min_length=1
+    )
+    """Windows of the multi-scale STFT distance, in samples."""
+    waveform_weight: Weight = 1.0
+    """Weight of the waveform's mean absolute error relative to the mean absolute amplitude of the corpus."""
+    kl_weight: Weight = 1e-3
     """Weight of the Kullback-Leibler divergence of the posterior from N(0, I), in nats a frame."""
     kl_warmup_steps: Annotated[int, Field(ge=0), NOT_BOOL] = 0
     """Steps over which `kl_weight` grows from 0, linearly."""
-    store: Literal["float32", "float16"] = "float32"
-    """Number format of the saved weights; float16 halves the file, and it is loaded as float32."""
 
     @model_validator(mode="after")
     def _check_multiples(self) -> Self:
@@ -225,8 +290,8 @@ class VaeModel(TrainedCodec):
 
 
 class MelVaeModel(TrainedCodec):
-    """The smallest variational autoencoder (arXiv:1312.6114): one vector of latents for the log-mel spectrogram
-    of a note of `train.crop_s`, heard through Griffin and Lim's algorithm."""
+    """The smallest variational autoencoder (arXiv:1312.6114): one vector of latents for the log-mel
+    spectrogram of a note of `train.crop_s`, heard through Griffin and Lim's algorithm."""
 
     kind: Literal["mel_vae"]
     adversarial: None = None

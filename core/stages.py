@@ -61,6 +61,7 @@ DISTILLATION_STAGES = tuple(
 
 _CODEC_PROGRAMS = {
     "dac": ("tokkata.tokenize.training.train_codec", "train_codec"),
+    "encodec": ("tokkata.tokenize.training.train_codec", "train_codec"),
     "vae": ("tokkata.tokenize.training.train_vae", "train_vae"),
     "mel_vae": ("tokkata.tokenize.training.train_mel_vae", "train_mel_vae"),
 }

@@ -24,6 +24,7 @@ from ..core.files import write_json
 from ..core.run import stage_main
 from ..core.schema import Recipe
 from ..tokenize.codec import load_codec
+from ..tokenize.families.codec_encodec import known_bandwidths
 from ..tokenize.training.audio_store import AudioStore, StoredClip
 from ..tokenize.training.card import CARD_NAME
 from .embedding import load_embedding
@@ -33,7 +34,10 @@ from .fidelity.table import table
 
 
 def evaluate_codec(recipe: Recipe) -> None:
-    """Write `eval/` for the codec in `model/`, on the recipe's reference split, and fill its card."""
+    """Write `eval/` for the codec in `model/`, on the recipe's reference split, and fill its card.
+
+    A codec of several bandwidths is measured at each.
+    """
     split = recipe.eval.reference
     store = AudioStore(recipe.folder / "audio")
     found = store.split(split)
@@ -41,9 +45,16 @@ def evaluate_codec(recipe: Recipe) -> None:
         raise UserError(f"eval.reference: the corpus has no clips in its split '{split}'")
     chosen = np.random.default_rng(recipe.eval.seed).permutation(len(found))[: recipe.eval.max_clips]
     model = recipe.folder / "model"
-    codec = load_codec(str(model), device=best_device())
+    bandwidths: list[float] | list[None] = known_bandwidths(model) or [None]
+    codecs = {
+        recipe.name if kbps is None else f"{recipe.name}, {kbps:g} kbit/s": load_codec(
+            str(model), bandwidth_kbps=kbps, device=best_device()
+        )
+        for kbps in bandwidths
+    }
+    codec = next(iter(codecs.values()))
     measured = measure(
-        {recipe.name: codec},
+        codecs,
         [_item(store, found[index], codec.sample_rate) for index in sorted(chosen)],
         load_embedding(recipe.eval.embedding),
         data=f"the split '{split}'",

@@ -12,10 +12,11 @@ from tokkata.core.files import read_jsonl
 from tokkata.core.recipe import load_recipe
 from tokkata.tests.test_recipes import ROOT, close, commands, products
 from tokkata.tokenize.codec import load_codec
+from tokkata.tokenize.families.codec_encodec import known_bandwidths
 from tokkata.tokenize.training.prepare import prepare
 from tokkata.tokenize.training.train_codec import train_codec
 
-NAMES = ("codec-dac-44khz", "finetune-dac", "codec-pocket")
+NAMES = ("codec-dac-44khz", "codec-encodec-24khz", "finetune-dac", "codec-pocket")
 SMALL_DISCRIMINATORS = (
     "model.adversarial.periods=[]",
     "model.adversarial.fft_sizes=[64]",
@@ -57,6 +58,14 @@ def own_settings(sounds, tmp_path):
     of_shape = tuple(f"model.{name}={value}" for name, value in shape.items())
     return {
         "codec-dac-44khz": (sounds, *of_shape),
+        "codec-encodec-24khz": (
+            sounds,
+            "model.num_filters=4",
+            "model.upsampling_ratios=[8, 4]",
+            "model.hidden_size=16",
+            "model.codebook_size=64",
+            "model.bandwidths_kbps=[4.5, 9.0]",
+        ),
         "finetune-dac": (sounds, f"model.source={tmp_path / 'source'}"),
         "codec-pocket": ("data={kind: synth, num_clips: 12, duration_s: 0.3}",),
     }
@@ -69,7 +78,8 @@ def test_from_audio_to_a_codec(name, own_settings, tmp_path, monkeypatch):
     recipe = load_recipe(path, [*own_settings[name], *SMALL_DISCRIMINATORS, *TINY, f"runs_dir={tmp_path}"])
     prepare(recipe)
     train_codec(recipe)
-    codec = load_codec(str(recipe.folder / "model"))
+    bandwidths = known_bandwidths(recipe.folder / "model")
+    codec = load_codec(str(recipe.folder / "model"), bandwidth_kbps=bandwidths[-1] if bandwidths else None)
     assert codec.sample_rate == recipe.model.sample_rate_hz
     audio = torch.zeros(1, 1, 4 * codec.hop_length)
     assert codec.decode(codec.encode(audio)).shape == audio.shape
@@ -97,6 +107,22 @@ def test_a_headers_arithmetic(name):
     assert found
     for factors, result in found:
         assert close(np.prod(factors), result)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_codec_is_not_scored_in_an_embedding_of_its_own(name):
+    assert load_recipe(ROOT / "recipes" / f"{name}.yaml").eval.embedding == "logmel"
+
+
+def test_published_encodec():
+    """A few of audiocraft's config/solver/compression/default.yaml, and the paper's sizes."""
+    recipe = load_recipe(ROOT / "recipes" / "codec-encodec-24khz.yaml")
+    model, adversarial = recipe.model, recipe.model.adversarial
+    assert (adversarial.weight, adversarial.feature_weight) == (4, 4)
+    assert (model.waveform_weight, model.mel_weight) == (0.1, 2)
+    assert np.prod(model.upsampling_ratios) == 320
+    even = recipe.train.batch_size * recipe.train.crop_s * 75 / model.codebook_size
+    assert close(model.dead_codes.below * even, 2)
 
 
 def test_published_hyperparameters():

@@ -55,7 +55,7 @@ def load_from_hub(
     wanted: str | None,
 ) -> Codec:
     """A codec in the hub's layout, from the Hub, its cache, or a folder."""
-    folder, revision = _folder(id, revision, subfolder)
+    folder, revision = find_folder(id, revision, subfolder)
     try:
         config, subfolder = _find_config(folder, subfolder)
     except (OSError, ValueError) as error:
@@ -98,8 +98,11 @@ def load_from_hub(
             return HubOobleck.load(id, source, revision, subfolder)
 
 
-def _folder(id: str, revision: str | None, subfolder: str | None) -> tuple[Path, str | None]:
-    """The folder that holds the codec's files, and their commit if they are from the Hub."""
+def find_folder(id: str, revision: str | None, subfolder: str | None = None) -> tuple[Path, str | None]:
+    """The folder that holds the codec's files, and their commit if they are from the Hub.
+
+    Raises `UserError` if there is none.
+    """
     if id == "pocket":
         return POCKET_FOLDER, None
     if Path(id).exists():

@@ -19,6 +19,8 @@ MEL_WINDOWS = (64, 128, 256, 512, 1024)  # samples
 MEL_BINS = (10, 20, 40, 80, 160)
 MEL_FLOOR = 1e-5
 
+STFT_WINDOWS = (2048, 512)  # samples
+
 # An AudioSignal keeps its last spectrogram, and says so of every further window length.
 warnings.filterwarnings("ignore", message="stft_data changed shape", module="audiotools")
 
@@ -58,15 +60,15 @@ class MelDistance:
 
 
 class StftDistance:
-    """DAC's multi-scale STFT distance (arXiv:2306.06546): `MultiScaleSTFTLoss` with the package's defaults.
+    """DAC's multi-scale STFT distance (arXiv:2306.06546): `MultiScaleSTFTLoss`, by default the package's.
 
-    Windows of 2048 and 512 samples; summed up are the mean absolute differences of the magnitudes, and of
-    log10 of the squares of those above 1e-5.
+    Summed over windows are the mean absolute differences of the magnitudes, and of log10 of the squares of
+    those above 1e-5.
     """
 
-    def __init__(self, sample_rate: int) -> None:
+    def __init__(self, sample_rate: int, windows: Sequence[int] = STFT_WINDOWS) -> None:
         self._sample_rate = sample_rate
-        self._distance: nn.Module = MultiScaleSTFTLoss()
+        self._distance: nn.Module = MultiScaleSTFTLoss(window_lengths=list(windows))
 
     def __call__(self, estimate: Tensor, reference: Tensor) -> Tensor:
         """The mean over two `[B, C, N]`, a differentiable scalar."""

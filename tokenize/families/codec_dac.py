@@ -131,7 +131,6 @@ def build_original(config: schema.DacModel) -> dac.DAC:
             n_codebooks=config.num_codebooks,
             codebook_size=config.codebook_size,
             codebook_dim=config.codebook_dim,
-            quantizer_dropout=config.quantizer_dropout,
             sample_rate=config.sample_rate_hz,
         )
     )
@@ -172,7 +171,7 @@ def to_hub(original: dac.DAC) -> DacModel:
     return hub
 
 
-def from_hub(hub: DacModel, quantizer_dropout: float) -> dac.DAC:
+def from_hub(hub: DacModel) -> dac.DAC:
     """The same codec as a `dac.DAC` to train, with parametrized weight norm: the inverse of `to_hub`."""
     config = hub.config
     original = build_original(
@@ -185,7 +184,6 @@ def from_hub(hub: DacModel, quantizer_dropout: float) -> dac.DAC:
             num_codebooks=config.n_codebooks,
             codebook_size=config.codebook_size,
             codebook_dim=config.codebook_dim,
-            quantizer_dropout=quantizer_dropout,
         )
     )
     with torch.no_grad():

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from transformers import EncodecModel
 from transformers.models.encodec.modeling_encodec import EncodecLSTM
 
 from ...core.errors import UserError
+from ...core.saved_model import CONFIG_NAME, read_config
 from ..codec import Chunking, Codec, CodecInfo, library_versions, load_strictly
 from ..fast_codec import FastNetwork
 from ..receptive_field import Reach, conv_context, conv_reach
@@ -81,6 +83,14 @@ class DecoderParts:
             num_frames,
             mirrors=self.mirrors,
         )
+
+
+def known_bandwidths(folder: Path) -> list[float]:
+    """The bitrates in kbit/s that the codec in `folder` can be loaded at; empty if it has but one.
+
+    Raises `UserError` if the folder has no readable `config.json`.
+    """
+    return list(read_config(folder / CONFIG_NAME).get("target_bandwidths") or [])
 
 
 class HubEncodec(Codec):

@@ -37,23 +37,22 @@ class VaeOutput:
 
 
 class OobleckVae(nn.Module):
-    """`diffusers.AutoencoderOobleck` to train: encode, sample the posterior, decode.
-
-    In evaluation mode the posterior's mean is decoded. The noise in training is drawn from PyTorch's global
-    generator, which the training loop seeds in each step.
-    """
+    """`diffusers.AutoencoderOobleck` to train: encode, sample the posterior, decode."""
 
     def __init__(self, config: VaeModel) -> None:
         super().__init__()
         self.oobleck = with_parametrized_weight_norm(lambda: _oobleck(config))
 
-    def forward(self, audio: Tensor) -> VaeOutput:
-        """Audio `[B, C, N]`, N a multiple of the hop length; the decoded audio has as many samples."""
+    def forward(self, audio: Tensor, noise: Tensor | None = None) -> VaeOutput:
+        """Audio `[B, C, N]`, N a multiple of the hop length; the decoded audio has as many samples.
+
+        Decoded is the posterior's sample that `noise` `[B, D, T]` from N(0, I) makes, or its mean.
+        """
         # In fp32 from here on, whatever the precision of convolutions: a small scale's logarithm needs it.
         mean, raw_scale = self.oobleck.encoder(audio).float().chunk(2, dim=1)
         scale = F.softplus(raw_scale) + _SCALE_FLOOR
         # Reparametrisation, arXiv:1312.6114, eq. 10.
-        latents = mean + scale * torch.randn_like(mean) if self.training else mean
+        latents = mean if noise is None else mean + scale * noise
         decoded: Tensor = self.oobleck.decoder(latents).float()
         # Decoders with odd strides come out a few samples short.
         decoded = F.pad(decoded, (0, audio.shape[-1] - decoded.shape[-1]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -36,6 +37,12 @@ _STD_TOLERANCE = 1.5
 def kl_from_prior(mean: Tensor, scale: Tensor) -> Tensor:
     """The Kullback-Leibler divergence of N(mean, scale²) from N(0, 1), element by element, in nats."""
     return 0.5 * (mean.square() + scale.square() - 1) - scale.log()
+
+
+def noise_of_rows(seed: int, step: int, rows: range, shape: Sequence[int]) -> Tensor:
+    """Noise from N(0, I) for `rows` of a step's global batch, `[rows, *shape]`, whoever has the others."""
+    drawn = [np.random.default_rng([seed % 2**64, step, row]).standard_normal(shape) for row in rows]
+    return torch.from_numpy(np.stack(drawn).astype(np.float32))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,9 +44,16 @@ class RvqCodec(nn.Module, ABC):
         """Weight of `RvqOutput.codebook` in the loss."""
         self.register_buffer("use", torch.ones(num_codebooks, codebook_size))
 
+    largest_bandwidth_kbps: float | None = None
+    """Of codecs that have several: the one at which all codebooks are used."""
+
     @abstractmethod
-    def forward(self, audio: Tensor) -> RvqOutput:
-        """Code and decode `[B, 1, N]`; N is a multiple of the hop length."""
+    def forward(self, audio: Tensor, num_used: Tensor | None = None) -> RvqOutput:
+        """Code and decode `[B, 1, N]`; clip by clip through the first `num_used` `[B]` codebooks, or all."""
+
+    @abstractmethod
+    def draw_used(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
+        """How many codebooks each clip of a global batch goes through in training: `[B]` int64."""
 
     @abstractmethod
     def replace(self, codebook: int, entries: Tensor, values: Tensor) -> None:

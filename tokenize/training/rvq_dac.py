@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import dac
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,17 +29,35 @@ class RvqDac(RvqCodec):
         super().__init__(network.n_codebooks, network.codebook_size, config.codebook_weight)
         self.network = network
         self.codebook_lr_scale = config.codebook_lr_scale
+        self._quantizer_dropout = config.quantizer_dropout
 
-    def forward(self, audio: Tensor) -> RvqOutput:
-        """See `RvqCodec`."""
-        out = self.network(audio, self.network.sample_rate)
+    def forward(self, audio: Tensor, num_used: Tensor | None = None) -> RvqOutput:
+        """See `RvqCodec`. The package's own pass would draw `num_used` itself, in each process another."""
+        network = self.network
+        residual = network.encoder(network.preprocess(audio, network.sample_rate))
+        quantized, codebook, commitment = torch.zeros_like(residual), [], []
+        codes, asked = [], []
+        for number, quantizer in enumerate(network.quantizer.quantizers):
+            entry, its_commitment, its_codebook, its_codes, its_asked = quantizer(residual)
+            used = (number < num_used if num_used is not None else torch.ones_like(its_codebook)).to(entry)
+            quantized = quantized + entry * used[:, None, None]
+            residual = residual - entry
+            codebook.append((its_codebook * used).mean())
+            commitment.append((its_commitment * used).mean())
+            codes.append(its_codes)
+            asked.append(its_asked)
         return RvqOutput(
-            audio=out["audio"],
-            codes=out["codes"],
-            asked=out["latents"].unflatten(1, (self.num_codebooks, -1)),
-            codebook=out["vq/codebook_loss"].mean(),
-            commitment=out["vq/commitment_loss"].mean(),
+            audio=network.decoder(quantized)[..., : audio.shape[-1]],
+            codes=torch.stack(codes, 1),
+            asked=torch.stack(asked, 1),
+            codebook=torch.stack(codebook).sum(),
+            commitment=torch.stack(commitment).sum(),
         )
+
+    def draw_used(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
+        """All, or an even draw for the share `quantizer_dropout` of clips (arXiv:2306.06546)."""
+        drawn = rng.integers(1, self.num_codebooks + 1, batch_size)
+        return np.where(rng.random(batch_size) < self._quantizer_dropout, drawn, self.num_codebooks)
 
     @torch.no_grad()
     def replace(self, codebook: int, entries: Tensor, values: Tensor) -> None:
@@ -89,7 +108,7 @@ def _from_source(config: DacModel, source: str) -> dac.DAC:
             f"model.source {source} has {found.sample_rate} Hz: set model.sample_rate_hz to that,"
             f" not to {config.sample_rate_hz}"
         )
-    return from_hub(found.model, config.quantizer_dropout)
+    return from_hub(found.model)
 
 
 @torch.no_grad()

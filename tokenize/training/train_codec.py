@@ -23,7 +23,7 @@ from ...core.files import atomic_folder
 from ...core.loop import Batch, Job, Loss, Phase, train
 from ...core.run import is_main_process, stage_main
 from ...core.sampler import CropSampler
-from ...core.schema import DacModel, Recipe
+from ...core.schema import DacModel, EncodecModel, Recipe
 from ...core.schema_trained_codecs import RvqModel
 from ..fidelity import MelDistance, codebook_efficiency, si_sdr
 from .adversarial import DECODED, DISCRIMINATOR, Adversary
@@ -31,9 +31,10 @@ from .audio_store import AudioStore
 from .balancer import NORMS, LossBalancer
 from .card import write_card
 from .codebook_upkeep import ASKED, CODES, CodebookUpkeep
-from .reconstruction_terms import ReconstructionTerms
+from .reconstruction_terms import LEVEL, ReconstructionTerms
 from .rvq import RvqCodec, RvqOutput
 from .rvq_dac import build_dac
+from .rvq_encodec import build_encodec
 
 # Validation looks at the same few seconds each time.
 _VALID_CROPS = 32
@@ -46,13 +47,16 @@ _EXAMPLE_SAMPLES = 32000
 class CodecLoss:
     """All terms of the codec's phase, weighted or balanced as the recipe says."""
 
-    def __init__(self, recipe: Recipe, codec: RvqCodec, adversary: Adversary | None) -> None:
+    def __init__(
+        self, recipe: Recipe, codec: RvqCodec, adversary: Adversary | None, examples: Tensor
+    ) -> None:
+        """`examples` `[B, 1, N]` of the corpus say what its amplitude is."""
         config = recipe.model
         assert isinstance(config, RvqModel)
         self._config = config
         self._codebook_weight = codec.codebook_weight
         self._adversary = adversary
-        self._terms = ReconstructionTerms(config, recipe.train.steps)
+        self._terms = ReconstructionTerms(config, recipe.train.steps, examples)
         self._weights = dict(self._terms.weights)
         if adversary is not None:
             self._weights |= {
@@ -64,8 +68,8 @@ class CodecLoss:
         )
 
     def __call__(self, modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
-        """`batch["audio"]` is `[B, 1, N]`, `batch["step"]` a scalar."""
-        out: RvqOutput = modules["codec"](batch["audio"])
+        """`batch["audio"]` is `[B, 1, N]`, `batch["num_used"]` `[B]` codebooks, `batch["step"]` a scalar."""
+        out: RvqOutput = modules["codec"](batch["audio"], batch["num_used"])
         decoded = out.audio.float()
         audio = batch["audio"][..., : decoded.shape[-1]]
         terms = self._terms(decoded, audio, int(batch["step"]))
@@ -79,7 +83,8 @@ class CodecLoss:
             balanced = self.balancer(terms, self._weights, decoded)
             total, made[NORMS] = balanced.mean, balanced.norms
         total = total + self._codebook_weight * out.codebook + self._config.commitment_weight * out.commitment
-        metrics = {**terms, "codebook": out.codebook, "commitment": out.commitment}
+        level = self._terms.level(decoded)
+        metrics = {**terms, "codebook": out.codebook, "commitment": out.commitment, LEVEL: level}
         return Loss(total, torch.tensor(float(len(audio)), device=audio.device), metrics, made=made)
 
 
@@ -92,24 +97,32 @@ def train_codec(recipe: Recipe) -> None:
     if not clips:
         raise UserError("the corpus has no clips in its split 'train'")
     crop = round(recipe.train.crop_s * config.sample_rate_hz)
+    batch_size, seed = recipe.train.batch_size, recipe.train.seed % 2**64  # NumPy takes no negative seeds
     sampler = CropSampler([clip.num_samples for clip in clips], crop, recipe.train.seed)
 
     def batch(step: int, rows: range) -> Batch:
-        crops = sampler.draw(step, recipe.train.batch_size, rows)
+        crops = sampler.draw(step, batch_size, rows)
         audio = np.stack([store.crop(clips[c.clip], c.start, crop) for c in crops])
-        return {"audio": torch.from_numpy(audio)[:, None], "step": torch.tensor(step)}
+        # For the global batch, so that it does not matter who has which rows.
+        used = codec.draw_used(np.random.default_rng([seed, step]), batch_size)[rows.start : rows.stop]
+        return {
+            "audio": torch.from_numpy(audio)[:, None],
+            "num_used": torch.from_numpy(used),
+            "step": torch.tensor(step),
+        }
 
     torch.manual_seed(recipe.train.seed)
-    codec = build_codec(config, examples(store))
+    heard = examples(store)
+    codec = build_codec(config, heard)
     modules: dict[str, nn.Module] = {"codec": codec}
     adversary = None
     if config.adversarial is not None:
         adversary = Adversary(config.adversarial, config.sample_rate_hz, recipe.train)
         modules[DISCRIMINATOR] = adversary.module
-    loss = CodecLoss(recipe, codec, adversary)
+    loss = CodecLoss(recipe, codec, adversary, heard)
     # The waveform's error tells best: a loud noise has no mel distance beyond bounds.
     watched = next(name for name in ("waveform", "mel", "stft") if getattr(config, f"{name}_weight"))
-    phases = [Phase("codec", "codec", codec.optimizer(recipe.train), loss, watched=watched)]
+    phases = [Phase("codec", "codec", codec.optimizer(recipe.train), loss, watched=watched, level=LEVEL)]
     upkeep = CodebookUpkeep(codec, config.dead_codes, recipe.train.seed)
 
     def after_step(step: int, batches: list[Batch]) -> Mapping[str, Tensor]:
@@ -135,6 +148,8 @@ def train_codec(recipe: Recipe) -> None:
 
 def build_codec(config: RvqModel, examples: Tensor) -> RvqCodec:
     """The codec that training begins from; `examples` are `[B, 1, N]` of its training clips."""
+    if isinstance(config, EncodecModel):
+        return build_encodec(config, examples)
     assert isinstance(config, DacModel)
     return build_dac(config, examples)
 
@@ -190,7 +205,13 @@ def _save(codec: nn.Module, recipe: Recipe, scores: dict[str, float]) -> None:
     assert isinstance(recipe.model, RvqModel)
     with atomic_folder(recipe.folder / "model") as partial:
         codec.save(partial, recipe.model.store)
-        write_card(partial, recipe, scores, base=recipe.model.source)
+        write_card(
+            partial,
+            recipe,
+            scores,
+            base=recipe.model.source,
+            bandwidth_kbps=codec.largest_bandwidth_kbps,
+        )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from audiotools import AudioSignal
-from dac.nn.loss import MultiScaleSTFTLoss
 from torch import Tensor, nn
 
 from ...core.errors import UserError
@@ -34,7 +32,8 @@ from .audio_store import AudioStore
 from .card import write_card
 from .oobleck_start import start_as_transform
 from .oobleck_vae import OobleckVae, VaeOutput, hop_length, save_oobleck
-from .posterior import PosteriorStats, PosteriorSummary, kl_from_prior
+from .posterior import PosteriorStats, PosteriorSummary, kl_from_prior, noise_of_rows
+from .reconstruction_terms import LEVEL, ReconstructionTerms
 
 # Validation looks at the same few seconds each time.
 _VALID_CROPS = 32
@@ -43,40 +42,33 @@ _VALID_S = 2.0
 _NUM_EXAMPLES = 64
 _EXAMPLE_S = 2.0
 
-# Samples; those of Stable Audio Open's autoencoder.
-_STFT_WINDOWS = (2048, 1024, 512, 256, 128, 64, 32)
-
 
 class VaeLoss:
     """Reconstruction, divergence and adversarial terms, weighted as the recipe says."""
 
-    def __init__(self, config: VaeModel, adversary: Adversary | None) -> None:
+    def __init__(
+        self, config: VaeModel, num_steps: int, adversary: Adversary | None, examples: Tensor
+    ) -> None:
+        """`examples` `[B, C, N]` of the corpus say what its amplitude is."""
         self._config = config
         self._adversary = adversary
-        self._mel = MelDistance(config.sample_rate_hz, config.mel_floor)
-        self._stft: nn.Module = MultiScaleSTFTLoss(window_lengths=list(_STFT_WINDOWS))
+        self._terms = ReconstructionTerms(config, num_steps, examples)
 
     def __call__(self, modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
-        """`batch["audio"]` is `[B, C, N]`, `batch["step"]` a scalar."""
-        config, audio = self._config, batch["audio"]
-        out: VaeOutput = modules["vae"](audio)
-        heard, wanted = with_mid_and_side(out.audio), with_mid_and_side(audio)
-        waveform = (out.audio - audio).abs().mean() / audio.abs().mean().clamp(min=1e-4)
+        """`batch["audio"]` is `[B, C, N]`, `batch["noise"]` `[B, D, T]`, `batch["step"]` a scalar."""
+        audio, step = batch["audio"], int(batch["step"])
+        out: VaeOutput = modules["vae"](audio, batch["noise"])
         kl = kl_from_prior(out.mean, out.scale).sum(1).mean()
-        metrics = {"waveform": waveform, "kl": kl, **_scales(out)}
-        total = config.waveform_weight * waveform + kl_weight(config, int(batch["step"])) * kl
-        if config.mel_weight:
-            metrics["mel"] = self._mel(heard, wanted)
-            total = total + config.mel_weight * metrics["mel"]
-        if config.stft_weight:
-            rate = config.sample_rate_hz
-            metrics["stft"] = self._stft(AudioSignal(heard, rate), AudioSignal(wanted, rate))
-            total = total + config.stft_weight * metrics["stft"]
+        terms = self._terms(out.audio, audio, step)
+        total = kl_weight(self._config, step) * kl
+        for name, term in terms.items():
+            total = total + self._terms.weights[name] * term
+        metrics = {**terms, "kl": kl, **_scales(out), LEVEL: self._terms.level(out.audio)}
         if self._adversary is not None and self._adversary.is_active(batch):
-            terms = self._adversary.generator_terms(modules, out.audio, audio)
+            said = self._adversary.generator_terms(modules, out.audio, audio)
             weights = self._adversary.config
-            total = total + weights.weight * terms.adversarial + weights.feature_weight * terms.features
-            metrics |= {"adversarial": terms.adversarial, "features": terms.features}
+            total = total + weights.weight * said.adversarial + weights.feature_weight * said.features
+            metrics |= {"adversarial": said.adversarial, "features": said.features}
         weight = torch.tensor(float(len(audio)), device=audio.device)
         return Loss(total, weight, metrics, made={DECODED: out.audio})
 
@@ -84,17 +76,6 @@ class VaeLoss:
 def kl_weight(config: VaeModel, step: int) -> float:
     """Linear warm-up from 0, then constant; `step` counts from 0."""
     return config.kl_weight * min(1.0, step / config.kl_warmup_steps if config.kl_warmup_steps else 1.0)
-
-
-def with_mid_and_side(audio: Tensor) -> Tensor:
-    """Stereo `[B, 2, N]` with its sum and its difference as further channels, mono as it is.
-
-    Spectra of left and right alone do not tell where a sound stands (arXiv:2010.10291).
-    """
-    if audio.shape[1] == 1:
-        return audio
-    left, right = audio[:, :1], audio[:, 1:]
-    return torch.cat([left, right, left + right, left - right], dim=1)
 
 
 def _scales(out: VaeOutput) -> dict[str, Tensor]:
@@ -117,13 +98,18 @@ def train_vae(recipe: Recipe) -> None:
     def batch(step: int, rows: range) -> Batch:
         crops = sampler.draw(step, recipe.train.batch_size, rows)
         audio = np.stack([store.crop_channels(clips[c.clip], c.start, crop) for c in crops])
-        return {"audio": torch.from_numpy(audio), "step": torch.tensor(step)}
+        return {
+            "audio": torch.from_numpy(audio),
+            "noise": noise_of_rows(recipe.train.seed, step, rows, (config.latent_dim, crop // hop)),
+            "step": torch.tensor(step),
+        }
 
     torch.manual_seed(recipe.train.seed)
     vae = OobleckVae(config)
+    heard = _examples(store, config)
     if config.start == "transform":
         try:
-            start_as_transform(vae, _examples(store, config))
+            start_as_transform(vae, heard)
         except ValueError as error:
             raise UserError(f"model.encoder_rates: {error}") from error
     modules: dict[str, nn.Module] = {"vae": vae}
@@ -132,7 +118,8 @@ def train_vae(recipe: Recipe) -> None:
         adversary = Adversary(config.adversarial, config.sample_rate_hz, recipe.train)
         modules[DISCRIMINATOR] = adversary.module
     watched = "mel" if config.mel_weight else "stft" if config.stft_weight else "waveform"
-    phases = [Phase("vae", "vae", adamw(vae, recipe.train), VaeLoss(config, adversary), watched=watched)]
+    loss = VaeLoss(config, recipe.train.steps, adversary, heard)
+    phases = [Phase("vae", "vae", adamw(vae, recipe.train), loss, watched=watched, level=LEVEL)]
     validation = _Validation(store, config)
     train(
         Job(
