@@ -18,6 +18,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 SIZES = {
     "dit": ("model.dim=16", "model.num_layers=1", "model.num_heads=2"),
     "unet": ("model.channels=[8,16]", "model.num_blocks=1", "model.num_heads=2"),
+    "consistency": ("model.num_intervals=4",),
 }
 SHORT = (
     "train.steps=3",
@@ -88,9 +89,31 @@ def test_quickstart_diffusion(tokkata, tmp_path):
     assert conditions.names == ["pitch", "instrument_family", "velocity"]
 
 
+def test_quickstart_diffusion_fast(tokkata, tmp_path):
+    sizes = ("data.num_clips=24", "data.duration_s=0.5", "train.crop_s=0.4", "generate.duration_s=0.4")
+    for stage in ("tokenize", "train"):
+        path = RECIPES / "quickstart-diffusion.yaml"
+        result = tokkata(stage, path, f"runs_dir={tmp_path}", *SIZES["dit"], *SHORT, *sizes)
+        assert result.returncode == 0, result.stderr
+    teacher = load_recipe(RECIPES / "quickstart-diffusion-fast.yaml").model.teacher
+    assert teacher == "runs/quickstart-diffusion/model"
+    folder = run(
+        *("quickstart-diffusion-fast", tokkata, tmp_path, *sizes),
+        f"model.teacher={tmp_path / 'quickstart-diffusion' / 'model'}",
+    )
+    assert load_diffusion(folder).config.conditions.names == ["pitch", "instrument_family", "velocity"]
+    told = tokkata("generate", folder, "--label", "pitch=48", "--num", 1, "--out", tmp_path / "heard")
+    assert told.returncode == 0, told.stderr
+    assert "4/4" in told.stderr  # its usual number of steps
+
+
 def test_the_twins_have_the_same_audio_and_labels():
-    one, other = (load_recipe(RECIPES / f"{name}.yaml") for name in ("quickstart", "quickstart-diffusion"))
-    assert one.data == other.data
+    one, other, fast = (
+        load_recipe(RECIPES / f"{name}.yaml")
+        for name in ("quickstart", "quickstart-diffusion", "quickstart-diffusion-fast")
+    )
+    assert one.data == other.data == fast.data
+    assert (other.codec, other.eval, other.train.crop_s) == (fast.codec, fast.eval, fast.train.crop_s)
     assert one.model.conditions == other.model.conditions
     assert (one.generate.num_clips, one.generate.duration_s) == (
         other.generate.num_clips,
