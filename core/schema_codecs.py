@@ -17,6 +17,12 @@ class PocketCodec(Section):
     """Encode left and right apart, as twice the codebooks."""
 
 
+class PocketVaeCodec(Section):
+    """The autoencoder that ships with Tokkata: 16 kHz mono, 50 frames/s of 32 latents, but no codes."""
+
+    kind: Literal["pocket_vae"]
+
+
 class EncodecCodec(Section):
     """EnCodec (arXiv:2210.13438) in its `transformers` port."""
 
@@ -120,6 +126,7 @@ class WaveformCodec(Section):
 
 Codec = Annotated[
     PocketCodec
+    | PocketVaeCodec
     | EncodecCodec
     | DacCodec
     | OriginalEncodecCodec

@@ -67,7 +67,7 @@ class CodecInfo:
     """What anyone who holds tokens must know of the codec that made them; stored as `codec.json`."""
 
     id: str
-    """What `load_codec` takes: `pocket`, `dac:44khz`, a hub id, or a folder."""
+    """What `load_codec` takes: `pocket`, `pocket_vae`, `dac:44khz`, a hub id, or a folder."""
     revision: str | None
     """Commit on the Hub; for a folder or a file, the start of the weights' sha256. None where the codec has
     no weights, or where whoever named it has not said: a MusicGen does not."""
@@ -321,10 +321,11 @@ def load_codec(
     """Load a codec by name.
 
     Args:
-        id: `pocket` (ships with Tokkata), `mulaw:RATE` or `linear:RATE` (a code a sample), `encodec:24khz`,
-            `encodec:48khz`, `dac:16khz`, `dac:24khz` or `dac:44khz` (the original packages), a hub id such as
-            `facebook/encodec_32khz`, `descript/dac_44khz`, `kyutai/mimi`, `hf-audio/xcodec-hubert-general` or
-            `stabilityai/stable-audio-open-1.0`, or a local folder in the hub's layout.
+        id: `pocket` or `pocket_vae` (they ship with Tokkata), `mulaw:RATE` or `linear:RATE` (a code a
+            sample), `encodec:24khz`, `encodec:48khz`, `dac:16khz`, `dac:24khz` or `dac:44khz` (the original
+            packages), a hub id such as `facebook/encodec_32khz`, `descript/dac_44khz`, `kyutai/mimi`,
+            `hf-audio/xcodec-hubert-general` or `stabilityai/stable-audio-open-1.0`, or a local folder in the
+            hub's layout.
         revision: commit or tag on the Hub; what its cache holds, or else the newest, if not told.
         num_codebooks: for DAC and Mimi: how many codebooks to keep, coarsest first; all if not told.
         bandwidth_kbps: for EnCodec and X-Codec: needed where the model has more than one bandwidth.
@@ -361,6 +362,8 @@ def load_codec_from_config(config: schema.Codec, device: str | torch.device = "c
     match config:
         case schema.PocketCodec():
             return load_codec("pocket", stereo=config.stereo, device=device)
+        case schema.PocketVaeCodec():
+            return load_codec("pocket_vae", device=device)
         case schema.WaveformCodec():
             return load_codec(f"{config.kind}:{config.sample_rate_hz}", stereo=config.stereo, device=device)
         case schema.EncodecCodec() | schema.XcodecCodec():
@@ -408,7 +411,7 @@ def load_codec_from_info(info: CodecInfo, device: str | torch.device = "cpu") ->
     codec = load_codec(
         info.id,
         # The hash of a folder's weights is no revision that could be asked for.
-        revision=None if Path(info.id).exists() or _has_no_revisions(info.id) else info.revision,
+        revision=None if Path(info.id).exists() or has_no_revisions(info.id) else info.revision,
         num_codebooks=info.num_codebooks // (2 if info.stereo else 1) if tells_codebooks else None,
         bandwidth_kbps=info.bandwidth_kbps,
         subfolder=info.subfolder,
@@ -420,9 +423,11 @@ def load_codec_from_info(info: CodecInfo, device: str | torch.device = "cpu") ->
     return codec
 
 
-def _has_no_revisions(id: str) -> bool:
+def has_no_revisions(id: str) -> bool:
     """Whether `id` is one of Tokkata's own names, not of the Hub."""
-    return id == "pocket" or ":" in id
+    from .codec_hub import SHIPPED
+
+    return id in SHIPPED or ":" in id
 
 
 def load_strictly(

@@ -11,7 +11,8 @@ from ..core.errors import UserError
 from ..core.hub_cache import hub_snapshot, not_found
 from .codec import Codec
 
-POCKET_FOLDER = Path(__file__).parent / "pocket"
+SHIPPED = {name: Path(__file__).parent / name for name in ("pocket", "pocket_vae")}
+"""The codecs that ship with Tokkata: name → folder in the hub's layout."""
 
 _TRANSFORMERS = "model.safetensors"
 _DIFFUSERS = "diffusion_pytorch_model.safetensors"
@@ -103,8 +104,8 @@ def find_folder(id: str, revision: str | None, subfolder: str | None = None) -> 
 
     Raises `UserError` if there is none.
     """
-    if id == "pocket":
-        return POCKET_FOLDER, None
+    if id in SHIPPED:
+        return SHIPPED[id], None
     if Path(id).exists():
         return Path(id), None
     snapshot = hub_snapshot(id, revision, _layouts(subfolder), "codec")

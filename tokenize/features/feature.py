@@ -25,6 +25,7 @@ from ...core.audio import resample, to_channels
 from ...core.errors import UserError
 from ...core.files import write_json
 from ..chunking import Window, cut
+from ..codec import has_no_revisions
 from ..share_out import share_out
 
 FEATURES = "features.json"
@@ -269,8 +270,8 @@ def _config_of(info: FeatureInfo) -> schema.Feature:
         return schema.MelodyFeature(kind="melody", name=info.name)
     assert info.encoder is not None
     # The hash of a folder's weights is no revision that could be asked for; names of codecs have none.
-    is_named = info.encoder == "pocket" or ":" in info.encoder
-    revision = None if is_named or Path(info.encoder).exists() else info.revision
+    is_named = has_no_revisions(info.encoder) or Path(info.encoder).exists()
+    revision = None if is_named else info.revision
     if info.kind == "style":
         return schema.StyleFeature(
             kind="style",

@@ -18,7 +18,7 @@ from ...core.clap import ClapNetwork, load_clap_network
 from ...core.errors import UserError
 from ...core.hub_cache import hub_snapshot
 from ..chunking import Window, window_frames
-from ..codec import Codec, library_versions, load_codec
+from ..codec import Codec, has_no_revisions, library_versions, load_codec
 from ..fast_codec import fast
 from ..share_out import share_out
 from .feature import WINDOW_S, AudioEncoder, FeatureInfo
@@ -119,7 +119,7 @@ def load_style(config: schema.StyleFeature, device: torch.device) -> AudioEncode
 
 def _is_clap(id: str, revision: str | None) -> bool:
     """Whether a folder, or a model of the Hub, is a CLAP; anything else is for `load_codec` to find."""
-    if id == "pocket" or ":" in id:
+    if has_no_revisions(id):
         return False
     if Path(id).exists():
         path = Path(id, "config.json")
