@@ -187,5 +187,25 @@ class ConsistencyModel(DiffusionSection):
         return "consistency"
 
 
-DIFFUSION_KINDS = ("dit", "unet", "consistency")
+class StableAudioModel(DiffusionSection):
+    """A Stable Audio Open (arXiv:2407.14358), fine-tuned. Network, conditions and objective are the source's,
+    and clips shorter than `train.crop_s` are followed by silence, as in its own training."""
+
+    kind: Literal["stable_audio"]
+    source: str
+    """A pipeline in the layout of `diffusers`, or a model that was fine-tuned before: a hub id, a folder or a
+    run's."""
+    source_revision: str | None = None
+    """Commit or tag on the Hub."""
+    save_pipeline: bool = False
+    """Also write the folder `model/pipeline`, which diffusers' `StableAudioPipeline` loads; codec and text
+    encoder are copied from the source, which has to be a pipeline."""
+
+    @property
+    def objective_kind(self) -> str:
+        """Of the model that is saved."""
+        return "v"
+
+
+DIFFUSION_KINDS = ("dit", "unet", "stable_audio", "consistency")
 """The kinds of the sections above."""

@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from .schema_conditions import ModelCondition
-from .schema_diffusion import ConsistencyModel, DitModel, UNetModel
+from .schema_diffusion import ConsistencyModel, DitModel, StableAudioModel, UNetModel
 from .schema_trained_codecs import DacModel, EncodecModel, MelVaeModel, VaeModel
 from .sections import NOT_BOOL, OPERATIONAL, PositiveInt, Section
 
@@ -276,6 +276,7 @@ Model = Annotated[
     | CausalConvModel
     | DitModel
     | UNetModel
+    | StableAudioModel
     | ConsistencyModel
     | DacModel
     | EncodecModel

@@ -18,6 +18,7 @@ from ..core.conditions import GivenConditions, condition_coins
 from ..core.loop import Batch, step_seed
 from ..core.sampler import CropSampler
 from ..core.schema import Train
+from ..tokenize.families.codec_oobleck import Posterior
 from ..tokenize.features.clip_conditions import ClipConditions, to_batch
 from .objective import Objective
 
@@ -44,10 +45,13 @@ class LatentBatches:
         condition_dropout: float = 0.0,
         mask_conditions: bool = False,
         sample_posterior: bool = False,
+        silence: Posterior | None = None,
     ) -> None:
+        """`silence` [1, D, T] follows clips that are too short, and counts; without it they are masked."""
         self._clips, self._objective, self._config = clips, objective, config
         self._condition_dropout = condition_dropout
         self._mask_conditions, self._sample_posterior = mask_conditions, sample_posterior
+        self._silence = silence
         self._sampler = CropSampler(clips.split.num_frames, clips.num_frames, config.seed)
 
     def batch(self, step: int, rows: range) -> Batch:
@@ -105,20 +109,30 @@ class LatentBatches:
         latents = torch.zeros(len(found), found[0].shape[0], num_frames)
         mask = torch.zeros(len(found), num_frames, dtype=torch.bool)
         for i, crop in enumerate(found):
-            latents[i, :, : crop.shape[1]] = crop
-            mask[i, : crop.shape[1]] = True
+            length = crop.shape[1]
+            latents[i, :, :length] = crop
+            mask[i, :length] = True
+            if self._silence is not None:
+                latents[i, :, length:] = self._drawn(
+                    self._silence.mean[0, :, length:], self._silence.scale[0, :, length:], generators[i]
+                )
         noise = torch.stack([torch.randn(latents.shape[1:], generator=one) for one in generators])
         batch = {"latents": latents, "noise": noise} | to_batch(given)
         # Attention without a mask is faster.
-        return batch if split.num_frames.min() >= num_frames else batch | {"mask": mask}
+        is_full = self._silence is not None or split.num_frames.min() >= num_frames
+        return batch if is_full else batch | {"mask": mask}
 
     def _latents(self, clip: int, start: int, generator: torch.Generator) -> Tensor:
         split, num_frames = self._clips.split, self._clips.num_frames
         found = torch.from_numpy(split.latents(clip, start, num_frames))
-        scale = split.latents_scale(clip, start, num_frames) if self._sample_posterior else None
-        if scale is None:
-            return found
-        return found + torch.from_numpy(scale) * torch.randn(found.shape, generator=generator)
+        scale = split.latents_scale(clip, start, num_frames)
+        return self._drawn(found, None if scale is None else torch.from_numpy(scale), generator)
+
+    def _drawn(self, mean: Tensor, scale: Tensor | None, generator: torch.Generator) -> Tensor:
+        """The mean, or one draw of the posterior."""
+        if scale is None or not self._sample_posterior:
+            return mean
+        return mean + scale * torch.randn(mean.shape, generator=generator)
 
 
 def draw_known(num_frames: int, length: int, generator: torch.Generator) -> Tensor:

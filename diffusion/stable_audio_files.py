@@ -39,6 +39,15 @@ _FILES = (
     _TOKENIZER,
     "text_encoder/config.json",
 )
+PIPELINE_FILES = (
+    *_FILES,
+    PIPELINE_INDEX,
+    "vae/config.json",
+    f"vae/{_WEIGHTS}",
+    "text_encoder/model.safetensors",
+    "tokenizer/tokenizer.json",
+)
+"""Of a pipeline that is complete."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,11 @@ def load_stable_audio(source: str | Path, *, revision: str | None = None) -> Loa
         told = str(error).splitlines()[-1].strip()
         raise UserError(f"{source}: its weights do not fit its config.json: {told}") from error
     return LoadedStableAudio(network.float().eval(), scheduler, version)
+
+
+def scheduler_of(folder: Path) -> dict[str, Any]:
+    """What the pipeline in `folder` says of sampling; raises `UserError` if it says nothing."""
+    return _read_json(folder, _SCHEDULER)
 
 
 def save_stable_audio(

@@ -21,60 +21,78 @@ from ..core.loop import Batch, Job, Loss, Phase, train
 from ..core.optimizer import adamw
 from ..core.run import is_main_process, stage_main
 from ..core.schema import Recipe
-from ..core.schema_diffusion import DitModel, UNetModel
+from ..core.schema_diffusion import DitModel, StableAudioModel, UNetModel
 from ..tokenize.features.clip_conditions import ClipConditions, conditions_of, from_batch
 from ..tokenize.store import TokenSplit, TokenStore
 from .build import network_config
 from .card import write_card
 from .diffusion_model import DiffusionConfig, DiffusionModel
 from .dit import DiT
+from .finetune import begin_from_source, save_pipeline, silence_of
 from .latent_batches import LatentBatches
 from .objective import make_objective
+from .stable_audio import StableAudio
 from .unet import UNet1d
 
 
 def train_diffusion(recipe: Recipe) -> None:
     """Write `checkpoints/`, `logs/` and `model/`."""
     config, section = recipe.train, recipe.model
-    assert isinstance(section, DitModel | UNetModel)
+    assert isinstance(section, DitModel | UNetModel | StableAudioModel)
     store = TokenStore(recipe.folder / "tokens")
     split = latents_to_train(store, section.sample_posterior)
     num_frames = max(1, round(config.crop_s * store.info.frame_rate))
     torch.manual_seed(config.seed)
-    conditions = conditions_of(store, split, section.conditions)
-    model = DiffusionModel(
-        DiffusionConfig(
-            network=network_config(section, store.info.latent_dim, num_frames, conditions),
-            objective=make_objective(section.objective.model_dump()),
-            codec=dataclasses.asdict(store.info),
-            mask_conditions=section.mask_conditions,
-        )
-    )
-    assert isinstance(model.network, DiT | UNet1d)
+    silence = None
+    if isinstance(section, StableAudioModel):
+        model = begin_from_source(section, store, num_frames)
+        silence = silence_of(store, num_frames)
+    else:
+        model = new_model(section, store, split, num_frames)
+    assert isinstance(model.network, DiT | UNet1d | StableAudio)
     model.network.use_attention(section.attention)
+    clips = ClipConditions(store, split, model.config.conditions, num_frames)
     batches = LatentBatches(
-        ClipConditions(store, split, conditions, num_frames),
+        clips,
         model.objective,
         config,
         condition_dropout=section.condition_dropout,
-        mask_conditions=section.mask_conditions,
+        mask_conditions=model.config.mask_conditions,
         sample_posterior=section.sample_posterior,
+        silence=silence,
     )
     valid = store.split("valid")
-    held_out = ClipConditions(store, valid, conditions, num_frames)
-    validation = LatentBatches(held_out, model.objective, config).validation() if len(valid) else []
+    held_out = ClipConditions(store, valid, model.config.conditions, num_frames)
+    fixed = LatentBatches(held_out, model.objective, config, silence=silence) if len(valid) else None
+    flops = model.network.clip_flops(num_frames, clips.num_states(num_frames))
     train(
         Job(
             modules={"model": model},
             phases=[Phase("model", "model", adamw(model, config), loss)],
             averaged="model",
             batch=batches.batch,
-            validate=Validation(validation),
+            validate=Validation([] if fixed is None else fixed.validation()),
             save=lambda module, scores: save(module, recipe, scores),
             unit="frames",
+            flops_per_unit=flops / num_frames,
         ),
         config,
         recipe.folder,
+    )
+
+
+def new_model(
+    section: DitModel | UNetModel, store: TokenStore, split: TokenSplit, num_frames: int
+) -> DiffusionModel:
+    """What a recipe asks for, with random weights."""
+    conditions = conditions_of(store, split, section.conditions)
+    return DiffusionModel(
+        DiffusionConfig(
+            network=network_config(section, store.info.latent_dim, num_frames, conditions),
+            objective=make_objective(section.objective.model_dump()),
+            codec=dataclasses.asdict(store.info),
+            mask_conditions=section.mask_conditions,
+        )
     )
 
 
@@ -138,6 +156,8 @@ def save(model: nn.Module, recipe: Recipe, scores: dict[str, float]) -> None:
     with atomic_folder(recipe.folder / "model") as partial:
         model.save_pretrained(partial)
         write_card(partial / "README.md", recipe, model, scores)
+        if isinstance(recipe.model, StableAudioModel) and recipe.model.save_pipeline:
+            save_pipeline(model, recipe.model, partial / "pipeline")
 
 
 if __name__ == "__main__":

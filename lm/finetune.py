@@ -18,7 +18,7 @@ from ..core.schema_conditions import ModelCondition
 from ..core.schema_models import TransformerModel
 from ..tokenize.codec import CodecInfo
 from ..tokenize.features.clip_conditions import conditions_of
-from ..tokenize.features.feature import FeatureInfo
+from ..tokenize.features.inherited import inherited_feature
 from ..tokenize.store import TokenSplit, TokenStore
 from .load import load_lm
 from .lora import add_adapters
@@ -99,29 +99,7 @@ def _continued(source: str, condition: Condition, store: TokenStore, split: Toke
                 f"label '{name}' is of another kind in the corpus than in model.init_from {source}"
             )
         return dataclasses.replace(condition, values=(*old, *(value for value in new if value not in old)))
-    info = store.features.get(name)
-    if info is None:
-        raise UserError(
-            f"model.init_from {source} is told '{name}', which the tokens do not have:"
-            f" add {_wanted(condition)} to tokenize.features"
-        )
-    if condition.feature is not None:
-        wanted = FeatureInfo.from_json(condition.feature, f"condition '{name}' of {source}")
-        wanted.check_matches(info, f"feature '{name}' does not fit model.init_from {source}")
-    if info.dim != condition.width:
-        raise UserError(
-            f"feature '{name}' has width {info.dim}, but model.init_from {source} needs {condition.width}"
-        )
-    return dataclasses.replace(condition, feature=info.to_json())
-
-
-def _wanted(condition: Condition) -> str:
-    """The entry of `tokenize.features` that a condition needs, as YAML."""
-    if condition.feature is None:
-        return f"a feature of width {condition.width} with that name"
-    info = FeatureInfo.from_json(condition.feature, f"condition '{condition.name}'")
-    encoder = f", encoder: {info.encoder}" if info.encoder else ""
-    return f"{{kind: {info.kind}, name: {condition.name}{encoder}}}"
+    return inherited_feature(f"model.init_from {source}", condition, store)
 
 
 @torch.no_grad()

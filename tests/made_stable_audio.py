@@ -87,7 +87,7 @@ def made_vae(latent_dim=4):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return AutoencoderOobleck(
-            encoder_hidden_size=4,
+            encoder_hidden_size=2 * latent_dim,
             downsampling_ratios=[2, 4],
             channel_multiples=[1, 2],
             decoder_channels=4,

@@ -121,7 +121,8 @@ def test_a_recipe_does_not_change_after_loading(recipe_file):
 
 
 MODELS = (
-    "'transformer', 'wavenet', 'samplernn', 'rnn', 'causal_conv', 'dit', 'unet', 'consistency', 'dac', 'vae'"
+    "'transformer', 'wavenet', 'samplernn', 'rnn', 'causal_conv', 'dit', 'unet', 'stable_audio',"
+    " 'consistency', 'dac', 'encodec', 'vae'"
     " or 'mel_vae'"
 )
 
