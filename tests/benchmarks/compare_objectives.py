@@ -144,9 +144,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
     first = f"fad {result['embeddings'][0]}"
     panels = [(name, "steps") for name in (*(f"fad {e}" for e in result["embeddings"]), "pitch-accuracy")]
     panels.append((first, "CPU seconds a clip"))
-    columns = 2
+    columns = 3 if len(panels) == 3 else 2
     figure, grid = plt.subplots(
-        -(-len(panels) // columns), columns, figsize=(10, 3.6 * -(-len(panels) // columns)),
+        -(-len(panels) // columns), columns, figsize=(5 * columns, 3.6 * -(-len(panels) // columns)),
         layout="constrained", squeeze=False,
     )  # fmt: skip
     for axes in grid.flat[len(panels) :]:
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--train-steps", type=int, default=450)
     parser.add_argument("--num-clips", type=int, default=32)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128])
-    parser.add_argument("--embeddings", nargs="+", default=["logmel", "pocket"])
+    parser.add_argument("--embeddings", nargs="+", help="default: logmel, and the recipe's if it is another")
     parser.add_argument("--distilled", type=Path, help="the folder of a distilled model's run")
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"))
     parser.add_argument("--out", type=Path, help="folder of objectives.json and .md; default: --runs")
@@ -195,6 +195,7 @@ def main() -> None:
     if args.distilled is not None:
         runs["distilled"] = args.distilled
     recipe: Recipe = recipe_of(runs[args.objectives[0]])
+    args.embeddings = args.embeddings or list(dict.fromkeys(["logmel", recipe.eval.embedding]))
     held_out = HeldOut(recipe, args.embeddings, args.num_clips)
     baselines = {name: as_json(held_out.scores(clips)) for name, clips in held_out.baselines().items()}
     models: dict[str, list[dict[str, Any]]] = {}

@@ -5,14 +5,17 @@ Shapes: B batch, D latent width, T frames.
 
 import copy
 import json
+import shutil
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tokkata.core.errors import UserError
-from tokkata.core.files import read_jsonl
-from tokkata.core.recipe import check_recipe
+from tokkata.core.files import read_jsonl, write_text
+from tokkata.core.recipe import check_recipe, dump_recipe
 from tokkata.diffusion import distill as module
 from tokkata.diffusion.diffusion_model import DiffusionConfig, DiffusionModel
 from tokkata.diffusion.distill import Distillation, Teacher, distill
@@ -329,3 +332,24 @@ def test_only_flows_are_distilled(distillation, diffusion_recipe, write_latents)
     train_diffusion(untold)
     with pytest.raises(UserError, match="is told nothing, so it must be 1"):
         distill(distillation(model={"teacher": str(untold.folder), "cfg_scale": 2.0}))
+
+
+def test_two_processes_are_one(tmp_path, distillation, shell):
+    recipe = distillation(name="one", model={"cfg_scale": 2.0}, train={"steps": 4, "validate_every": 2})
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    distill(recipe)
+    write_text(tmp_path / "two.yaml", dump_recipe(recipe.model_copy(update={"name": "two"})))
+    program = (
+        "import sys, pathlib; from tokkata.core.recipe import load_recipe;"
+        " from tokkata.diffusion.distill import distill; distill(load_recipe(pathlib.Path(sys.argv[1])))"
+    )
+    write_text(tmp_path / "program.py", program)
+    result = shell(
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *(tmp_path / "program.py", tmp_path / "two.yaml"),
+        ACCELERATE_USE_CPU="true",
+    )
+    assert result.returncode == 0, result.stderr
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    for name, weights in one.items():
+        torch.testing.assert_close(two[name], weights, rtol=0, atol=1e-5)
