@@ -123,6 +123,10 @@ class TableObjective(Objective):
         squared = self.cumprod.to(time.device)[step]
         return squared.sqrt().float(), (1 - squared).sqrt().float()
 
+    def sampled_times(self, num_steps: int, strength: float = 1.0) -> Tensor | None:
+        """Times of a sampler's steps, falling from `strength`, [num_steps] float64; None: they are even."""
+        return None
+
     def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
         """Any step as often as any other."""
         return (torch.randint(NUM_STEPS, (count,), generator=generator) + 1) / NUM_STEPS
@@ -193,12 +197,13 @@ class Velocity(TableObjective):
             return super().levels(time)
         return _on_the_circle(time)
 
-    def sampled_times(self, num_steps: int) -> Tensor | None:
-        """Times of a sampler's steps, falling, [num_steps] float64; None where they are even from 1 on."""
+    def sampled_times(self, num_steps: int, strength: float = 1.0) -> Tensor | None:
+        """See `TableObjective`."""
         if self.sigma_min is None or self.sigma_max is None:
             return None
         first, last = math.log(self.sigma_max), math.log(self.sigma_min)
-        return 2 / math.pi * torch.linspace(first, last, num_steps, dtype=torch.float64).exp().atan()
+        levels = torch.linspace(first, last, num_steps, dtype=torch.float64).exp()
+        return strength * 2 / math.pi * levels.atan()
 
     def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
         """Uniform."""
@@ -255,10 +260,19 @@ class EDM(TableObjective):
         return self.time_of((self.log_sigma_mean + self.log_sigma_std * drawn).exp())
 
     # Eq. 5.
-    def noise_levels(self, num_steps: int) -> Tensor:
-        """sigma / alpha of a sampler's steps, falling, [num_steps]: rho is 7."""
+    def noise_levels(self, num_steps: int, strength: float = 1.0) -> Tensor:
+        """sigma / alpha of a sampler's steps, falling, [num_steps] float64: rho is 7.
+
+        With a `strength` below 1, all are as much lower as makes the first that of this time.
+        """
         ends = torch.tensor([self.sigma_max, self.sigma_min], dtype=torch.float64) ** (1 / 7)
-        return (ends[0] + torch.linspace(0, 1, num_steps, dtype=torch.float64) * (ends[1] - ends[0])) ** 7
+        levels = (ends[0] + torch.linspace(0, 1, num_steps, dtype=torch.float64) * (ends[1] - ends[0])) ** 7
+        highest = math.tan(strength * math.pi / 2) if strength < 1 else self.sigma_max
+        return levels * min(1.0, highest / self.sigma_max)
+
+    def sampled_times(self, num_steps: int, strength: float = 1.0) -> Tensor:
+        """See `TableObjective`; of eq. 5."""
+        return self.time_of(self.noise_levels(num_steps, strength))
 
     def target(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """F = (x_0 - c_skip (x_0 + s noise)) / c_out, which comes to sigma x_0 - alpha noise."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.loop import step_seed
 from ..core.schema_generate import SAMPLERS, Sampler
-from .objective import EDM, NUM_STEPS, Consistency, Denoised, Flow, Objective, TableObjective, Velocity
+from .objective import EDM, NUM_STEPS, Consistency, Denoised, Flow, Objective, TableObjective
 
 if TYPE_CHECKING:  # importing it takes a second
     from diffusers import DPMSolverMultistepScheduler
@@ -249,11 +249,7 @@ class _EdmOde(_FlowOde):
         self._edm = objective
 
     def clocks(self, steps: int, strength: float) -> list[float]:
-        levels = self._edm.noise_levels(steps)
-        if strength < 1:
-            highest = torch.tensor(strength * torch.pi / 2, dtype=torch.float64).tan()
-            levels = levels * (highest / levels[0]).clamp(max=1)
-        found: list[float] = levels.tolist()
+        found: list[float] = self._edm.noise_levels(steps, strength).tolist()
         return [*found, 0.0]
 
     def time(self, clock: float) -> float:
@@ -295,18 +291,17 @@ def _scheduled(
 
 
 def _table_scheduler(objective: TableObjective, name: Sampler, steps: int, strength: float) -> Any:
-    """A scheduler over the steps that `_table_steps` names.
+    """A scheduler over the objective's own times, or where it has none over steps of its table.
 
     DDIM is the first order of DPM-Solver++ (arXiv:2211.01095, sec. 4.1): `DDIMScheduler` takes steps of one
     length only, so that 24 of 1000 would end before the last.
     """
     from diffusers import DDPMScheduler
 
-    times = objective.sampled_times(steps) if isinstance(objective, Velocity) else None
+    times = objective.sampled_times(steps, strength)
     if times is not None and name != "ddpm":
         solver = _solver(name)
         solver.set_timesteps(steps)
-        times = times * strength
         solver.sigmas = torch.cat([(times * torch.pi / 2).tan(), times.new_zeros(1)]).float()
         solver.timesteps = times * NUM_STEPS - 1
         return solver
@@ -323,14 +318,11 @@ def _table_scheduler(objective: TableObjective, name: Sampler, steps: int, stren
 
 
 def _table_steps(objective: TableObjective, steps: int, strength: float) -> list[int]:
-    """Steps of the table, falling: evenly from the last on (arXiv:2305.08891, sec. 3.3), or EDM's levels."""
-    if isinstance(objective, EDM):
-        times = objective.time_of(objective.noise_levels(steps)) * strength
-    else:
-        times = _grid(steps, strength)[:-1]
+    """Steps of the table, falling: evenly from the last on (arXiv:2305.08891, sec. 3.3)."""
+    times = _grid(steps, strength)[:-1]
     found: list[int] = ((times * NUM_STEPS).round().long().clamp(min=1) - 1).tolist()
     distinct = sorted(set(found), reverse=True)
-    if len(distinct) < steps and not isinstance(objective, EDM):
+    if len(distinct) < steps:
         raise UserError(f"{steps} steps: there are {round(strength * NUM_STEPS)} at most")
     return distinct
 

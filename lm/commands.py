@@ -219,9 +219,9 @@ def push(
     repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="The model on the Hub.")],
     private: Annotated[bool, typer.Option("--private", help="Make it visible to you alone.")] = False,
 ) -> None:
-    """Publish a language model or a codec on the Hugging Face Hub, with its card and scores.
+    """Publish a model or a codec on the Hugging Face Hub, with its card and scores.
 
-    `tokkata generate USER/NAME` then needs nothing else; a language model goes with a few clips to listen to.
+    `tokkata generate USER/NAME` then needs nothing else; a model goes with a few clips to listen to.
     """
     from ..core.saved_model import model_folder
     from ..tokenize.training.publish import is_codec, push_codec

@@ -37,8 +37,8 @@ def push_to_hub(source: Path, repository: str, *, private: bool) -> str:
         raise UserError(f"there is no folder {source}")
     folder = model_folder(source)
     config = read_config(folder / CONFIG_NAME)
-    if config.get("kind") not in FAMILIES:
-        raise UserError(f"{folder} holds no language model of Tokkata, nothing is uploaded")
+    if config.get("kind") not in (*FAMILIES, "diffusion"):
+        raise UserError(f"{folder} holds no language or diffusion model of Tokkata, nothing is uploaded")
     for name in (WEIGHTS_NAME, CARD_NAME):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is no finished model: {name} is missing")
@@ -59,16 +59,13 @@ def push_to_hub(source: Path, repository: str, *, private: bool) -> str:
             target = staged / "samples" / clip["file"]
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(folder.parent / "samples" / clip["file"], target)
-        return upload_folder(
-            staged, repository, "model", private=private, message="Language model made with Tokkata"
-        )
+        return upload_folder(staged, repository, "model", private=private, message="Made with Tokkata")
 
 
 def _local_parts(config: dict[str, Any]) -> list[tuple[str, str]]:
     """Codec and encoders that are folders of this machine: what they are, and where."""
-    features = [
-        condition["feature"] for condition in config.get("conditions", []) if condition.get("feature")
-    ]
+    conditions = config.get("network", config).get("conditions", [])  # which a diffusion model has one deeper
+    features = [condition["feature"] for condition in conditions if condition.get("feature")]
     named = [("codec", config.get("codec", {}).get("id"))]
     named += [(f"{feature['kind']} encoder", feature.get("encoder")) for feature in features]
     return [(what, name) for what, name in named if name and Path(name).exists()]

@@ -79,7 +79,7 @@ def test_a_sampler_takes_as_many_steps_as_it_is_told(name: str, sampler: str, st
     assert torch.isfinite(found).all()
     assert [step for step, _ in seen] == list(range(steps))
     assert known.times == sorted(known.times, reverse=True)
-    if sampler in ("dpm++2m", "ddim", "euler") and objective.kind != "edm":
+    if sampler in ("dpm++2m", "ddim", "euler"):
         torch.testing.assert_close(found, seen[-1][1], atol=1e-5, rtol=1e-5)  # the last step ends there
 
 
@@ -106,6 +106,30 @@ def test_heun_of_edm_converges_to_the_solution_too() -> None:
     )
     assert fine < 0.02
     assert fine < coarse / 5
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 30])
+def test_edm_is_sampled_at_its_own_levels_as_in_diffusers(steps: int) -> None:
+    """There, noisy latents are x_0 + s noise."""
+    from diffusers import EDMDPMSolverMultistepScheduler
+
+    edm, noise = EDM(), noise_of(2)[0]
+    known = Known(edm)
+    theirs = EDMDPMSolverMultistepScheduler(
+        sigma_min=edm.sigma_min, sigma_max=edm.sigma_max, sigma_data=1.0, prediction_type="epsilon"
+    )
+    theirs.set_timesteps(steps)
+    x = noise * (1 + edm.sigma_max**2) ** 0.5
+    for timestep, s in zip(theirs.timesteps, theirs.sigmas[:-1].double(), strict=True):
+        time = edm.time_of(s).repeat(2)
+        scale = float(1 + s**2) ** 0.5
+        x0 = known(x / scale, time).x0
+        output = (x0 - x / scale**2) * scale / float(s)  # EDM's F, of eq. 7
+        x = theirs.step(output, timestep, x).prev_sample
+    known.times.clear()
+    found = sample(known, edm, noise, steps=steps, sampler="dpm++2m")
+    torch.testing.assert_close(found, x, atol=1e-4, rtol=1e-4)
+    assert known.times == pytest.approx(edm.time_of(edm.noise_levels(steps)).tolist(), rel=1e-6)
 
 
 def test_ddim_is_that_of_diffusers() -> None:
