@@ -74,9 +74,8 @@ class Phase:
     clip_grad_norm: float | None = None
     """None: `train.clip_grad_norm`."""
     watched: str | None = None
-    """The metric by which a run that diverges is noticed and ended (`divergence.py`); None: none is."""
     level: str | None = None
-    """Likewise the one by which silence is noticed."""
+    """The metrics by which a run that diverges or falls silent is noticed and ended (`divergence.py`)."""
 
 
 @dataclass
@@ -274,9 +273,7 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
                     with average.in_place() as module:
                         scores = job.validate(module)
                     log.write_validation(step, scores)
-                # Keep the good ones; a single step is skipped in sound runs too, with fp16.
-                suspect = any(watch.suspect for watch in watches.values())
-                suspect |= any(number > 1 for number in skipped_in_a_row.values())
+                suspect = any(w.suspect for w in watches.values()) or max(skipped_in_a_row.values()) > 1
                 if (step % config.save_every == 0 and not suspect) or at_end or stopping:
                     joined = {name: torch.cat([part[name] for part in carried]) for name in job.carried}
                     keep = config.keep_checkpoints

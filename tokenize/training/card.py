@@ -10,7 +10,7 @@ from ...core.card import MODEL, SCORES_HEADING
 from ...core.files import write_text
 from ...core.recipe import dump_recipe
 from ...core.saved_model import CONFIG_NAME, read_config
-from ...core.schema import Recipe
+from ...core.schema import MelVaeModel, Recipe
 from ..codec import Codec, load_codec
 from ..origin import as_markdown, origins_of
 
@@ -88,6 +88,44 @@ codec = load_codec("{MODEL}"{loading})
 ## Limits
 - It hears nothing above {codec.sample_rate // 2} Hz.
 - Sounds that are unlike its training data come back changed.
+
+## Recipe
+```yaml
+{dump_recipe(recipe)}```
+"""
+    write_text(folder / CARD_NAME, text)
+
+
+def write_mel_vae_card(folder: Path, recipe: Recipe, validation: dict[str, float]) -> None:
+    """Write `README.md` beside the mel-frame VAE in `folder`, which no codec is: it has notes, no frames.
+
+    `validation` are the last validation's figures, or empty. `push` puts the repository's name for `MODEL`.
+    """
+    model = recipe.model
+    assert isinstance(model, MelVaeModel)
+    rows = "".join(f"| {key} | {value:.4f} |\n" for key, value in validation.items())
+    text = f"""---
+library_name: tokkata
+tags: [variational-autoencoder, tokkata]
+---
+# {recipe.name}
+
+A variational autoencoder of single notes, trained with Tokkata: {model.latent_dim} numbers for the log-mel
+spectrogram of {recipe.train.crop_s:g} s at {model.sample_rate_hz} Hz, heard through Griffin-Lim.
+
+## Data
+{"".join(map(as_markdown, origins_of(recipe.data)))}
+## Validation
+On held-out notes, at the end of training; `loss` is the mean squared error of standardised log-mels.
+
+{f"| | |{chr(10)}|---|---|{chr(10)}{rows}" if rows else f"There was no held-out note.{chr(10)}"}
+## Use
+```
+tokkata codec sample {MODEL} --num 8 --out notes
+```
+
+## Limits
+- Spectrograms are smoother than those of real notes, and the phase is guessed.
 
 ## Recipe
 ```yaml

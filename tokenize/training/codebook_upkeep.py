@@ -45,7 +45,7 @@ class CodebookUpkeep:
         counts = reduce(_counts(codes, codec.codebook_size), reduction="sum")  # [K, V]
         codec.follow(counts, codes, asked)
         share = counts * (codec.codebook_size / counts.sum(1, keepdim=True))
-        codec.use.lerp_(share, 1 - (config.decay if config else _USE_DECAY))
+        codec.use.lerp_(share.to(codec.use), 1 - (config.decay if config else _USE_DECAY))
         dead = codec.use < (config.below if config else DeadCodes().below)
         num_dead = dead.sum(1).tolist()
         if config is not None:
@@ -80,5 +80,5 @@ def frames_of_all(frames: Tensor, chosen: Tensor) -> Tensor:
 def _counts(codes: Tensor, codebook_size: int) -> Tensor:
     """How often each entry occurs in `[B, K, T]`: `[K, V]`, float32."""
     of_codebooks = codes.transpose(0, 1).flatten(1)  # [K, B · T]
-    counts = torch.zeros(len(of_codebooks), codebook_size, device=codes.device)
+    counts = torch.zeros(len(of_codebooks), codebook_size, dtype=torch.float32, device=codes.device)
     return counts.scatter_add_(1, of_codebooks, torch.ones_like(of_codebooks, dtype=torch.float32))

@@ -67,7 +67,7 @@ class MelVaeOutput:
 
 
 class MelVae(nn.Module):
-    """Encoder and decoder; `forward` samples the posterior while training and takes its mean otherwise."""
+    """Encoder and decoder."""
 
     def __init__(self, config: MelVaeConfig) -> None:
         super().__init__()
@@ -90,12 +90,15 @@ class MelVae(nn.Module):
             nn.Unflatten(1, (config.num_mels, config.num_frames)),
         )
 
-    def forward(self, spectrogram: Tensor) -> MelVaeOutput:
-        """Standardised log-mel spectrograms `[B, M, T]`."""
+    def forward(self, spectrogram: Tensor, noise: Tensor | None = None) -> MelVaeOutput:
+        """Standardised log-mel spectrograms `[B, M, T]`.
+
+        Decoded is the posterior's sample that `noise` `[B, D]` from N(0, I) makes, or its mean.
+        """
         mean, raw_scale = self.encoder(spectrogram).chunk(2, dim=1)
         scale = F.softplus(raw_scale)
         # Reparametrisation, arXiv:1312.6114, eq. 4.
-        latents = mean + scale * torch.randn_like(mean) if self.training else mean
+        latents = mean if noise is None else mean + scale * noise
         return MelVaeOutput(self.decoder(latents), mean, scale)
 
     def spectrogram(self, audio: Tensor) -> Tensor:
@@ -129,7 +132,8 @@ class MelVae(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors`."""
-        write_json(folder / "config.json", {"model_type": KIND, **dataclasses.asdict(self.config)})
+        named = {"model_type": KIND, "architectures": [type(self).__name__]}
+        write_json(folder / "config.json", named | dataclasses.asdict(self.config))
         save_file({name: tensor.cpu() for name, tensor in self.state_dict().items()}, folder / _WEIGHTS)
 
     @classmethod
@@ -137,7 +141,7 @@ class MelVae(nn.Module):
         """Read what `save` wrote; raises `UserError` if it is damaged."""
         try:
             values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            del values["model_type"]
+            del values["model_type"], values["architectures"]
             vae = cls(MelVaeConfig(**values))
             vae.load_state_dict(load_file(folder / _WEIGHTS))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -17,6 +17,7 @@ WEIGHTS = {
     "DacModel": "model.safetensors",
     "EncodecModel": "model.safetensors",
     "AutoencoderOobleck": "diffusion_pytorch_model.safetensors",
+    "MelVae": "model.safetensors",
 }
 """Classes that a codec is saved by, and what each calls its weights."""
 

@@ -22,8 +22,9 @@ from ...core.run import stage_main
 from ...core.sampler import CropSampler
 from ...core.schema import MelVaeModel, Recipe
 from .audio_store import AudioStore, StoredClip
+from .card import write_mel_vae_card
 from .mel_vae import MelVae, MelVaeConfig, MelVaeOutput, negative_elbo
-from .posterior import PosteriorStats
+from .posterior import PosteriorStats, noise_of_rows
 
 _NUM_EXAMPLES = 256
 
@@ -35,9 +36,9 @@ class MelVaeLoss:
         self._beta = beta
 
     def __call__(self, modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
-        """`batch["spectrogram"]` is `[B, M, T]`."""
+        """`batch["spectrogram"]` is `[B, M, T]`, `batch["noise"]` `[B, D]`."""
         spectrogram = batch["spectrogram"]
-        out: MelVaeOutput = modules["vae"](spectrogram)
+        out: MelVaeOutput = modules["vae"](spectrogram, batch["noise"])
         likelihood, divergence = negative_elbo(spectrogram, out, self._beta)
         error = (out.decoded - spectrogram).square().mean()
         metrics = {"squared_error": error, "kl": divergence / self._beta if self._beta else 0 * divergence}
@@ -73,7 +74,10 @@ def train_mel_vae(recipe: Recipe) -> None:
 
     def batch(step: int, rows: range) -> Batch:
         drawn = [clips[c.clip] for c in sampler.draw(step, recipe.train.batch_size, rows)]
-        return {"spectrogram": vae.spectrogram(notes(store, drawn, config))}
+        return {
+            "spectrogram": vae.spectrogram(notes(store, drawn, config)),
+            "noise": noise_of_rows(recipe.train.seed, step, rows, (config.latent_dim,)),
+        }
 
     def validate(module: nn.Module) -> dict[str, float]:
         return scores_of(module, vae.spectrogram(notes(store, held_out, config))) if held_out else {}
@@ -90,6 +94,7 @@ def train_mel_vae(recipe: Recipe) -> None:
             )
             stats.add(out.mean.T[None], out.scale.T[None])
             stats.summary().write(partial)
+            write_mel_vae_card(partial, recipe, scores)
 
     train(
         Job(

@@ -80,7 +80,7 @@ def kl_weight(config: VaeModel, step: int) -> float:
 
 def _scales(out: VaeOutput) -> dict[str, Tensor]:
     """By which a collapse (scale 1, mean 0) or latents that grow without bounds are seen at once."""
-    return {"posterior_scale": out.scale.mean(), "mean_rms": out.mean.square().mean().sqrt()}
+    return {"posterior_scale": out.scale.mean(), "mean_rms": out.mean.square().mean((1, 2)).sqrt().mean()}
 
 
 def train_vae(recipe: Recipe) -> None:

@@ -23,7 +23,10 @@ class Codebooks(RvqCodec):
         super().__init__(K, V, 1.0)
         self.entries = nn.Parameter(torch.zeros(K, V, D))
 
-    def forward(self, audio):
+    def forward(self, audio, num_used=None):
+        raise NotImplementedError
+
+    def draw_used(self, rng, batch_size):
         raise NotImplementedError
 
     def optimizer(self, train):

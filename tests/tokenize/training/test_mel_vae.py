@@ -15,6 +15,7 @@ from tokkata.core.files import read_jsonl
 from tokkata.tokenize.training.mel_vae import MelVae, MelVaeConfig, negative_elbo
 from tokkata.tokenize.training.posterior import PosteriorSummary
 from tokkata.tokenize.training.prepare import prepare
+from tokkata.tokenize.training.publish import is_codec
 from tokkata.tokenize.training.train_mel_vae import train_mel_vae
 
 TINY = MelVaeConfig(
@@ -41,11 +42,12 @@ def test_the_bound_is_that_of_the_distributions():
     )
 
 
-def test_the_noise_is_that_of_training_alone():
+def test_what_is_decoded_is_the_mean_or_a_sample():
     vae, spectrogram = MelVae(TINY), torch.randn(2, 32, TINY.num_frames)
-    assert not torch.equal(vae(spectrogram).decoded, vae(spectrogram).decoded)
-    vae.eval()
-    assert torch.equal(vae(spectrogram).decoded, vae(spectrogram).decoded)
+    noise = torch.randn(2, 4)
+    out, sampled = vae(spectrogram), vae(spectrogram, noise)
+    assert torch.equal(out.decoded, vae.decoder(out.mean))
+    assert torch.equal(sampled.decoded, vae.decoder(out.mean + out.scale * noise))
 
 
 @pytest.mark.parametrize("hz", [440, 1200])
@@ -103,6 +105,10 @@ def test_it_learns_notes(recipe):
     vae = MelVae.load(recipe.folder / "model")
     assert vae.config.log_mel_std > 0
     assert len(PosteriorSummary.read(recipe.folder / "model").std) == 4
+    card = (recipe.folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert "4 numbers for the log-mel" in card
+    assert "| active_units |" in card
+    assert is_codec(recipe.folder / "model")  # and so can be pushed
 
 
 def test_a_note_shorter_than_the_window(recipe):

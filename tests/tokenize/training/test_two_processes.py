@@ -1,0 +1,110 @@
+"""Two processes that share a batch do what one does with all of it.
+
+In float32 the same sums in another order differ in the last digits, and codebooks and Adam's first steps make
+much of them: an entry that is as near as another one, a gradient near 0. In float64 all agrees closely, which
+is no matter of rounding.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tokkata.core.audio import write_wav
+from tokkata.core.files import read_jsonl
+from tokkata.core.recipe import dump_recipe
+from tokkata.core.run import run_stage
+from tokkata.tests.tokenize.training.in_float64 import train
+from tokkata.tokenize.training.prepare import prepare
+
+ADVERSARIAL = {"periods": [], "fft_sizes": [64], "bands": [[0.0, 1.0]], "start_step": 2}
+UPKEEP = {"below": 0.5, "decay": 0.5}
+DAC = {
+    "kind": "dac",
+    "encoder_dim": 8,
+    "encoder_rates": [4, 4, 4, 5],
+    "decoder_dim": 64,
+    "num_codebooks": 4,
+    "codebook_size": 64,
+    "start": "random",
+    "quantizer_dropout": 0.5,
+    "dead_codes": UPKEEP,
+    "balancer": {"decay": 0.5},
+}
+ENCODEC = {
+    "kind": "encodec",
+    "sample_rate_hz": 16000,
+    "num_filters": 4,
+    "upsampling_ratios": [5, 4, 4, 4],
+    "hidden_size": 16,
+    "codebook_size": 64,
+    "bandwidths_kbps": [0.6, 1.2],
+    "dead_codes": UPKEEP,
+}
+VAE = {
+    "kind": "vae",
+    "latent_dim": 8,
+    "encoder_rates": [4, 4, 5],
+    "channel_multiples": [1, 1, 4],
+    "decoder_dim": 16,
+}
+
+
+@pytest.mark.parametrize("model", [DAC, ENCODEC, VAE], ids=["dac", "encodec", "vae"])
+def test_two_processes_are_one(model, tiny_recipe, tmp_path, environment):
+    """Dead entries, dropout of codebooks, noise of the posterior, balancer and discriminators included."""
+    for number in range(4):
+        noise = 0.1 * (1 + number) * np.random.default_rng(number).standard_normal((1, 8000))
+        write_wav(tmp_path / "noise" / f"{number}.wav", noise, 16000)
+    recipes = [
+        tiny_recipe(
+            tmp_path,
+            name=name,
+            codec=None,
+            data={
+                "kind": "folder",
+                "root": str(tmp_path / "noise"),
+                "valid_fraction": 0.0,
+                "test_fraction": 0.0,
+            },
+            model={**model, "stft_weight": 1.0, "adversarial": ADVERSARIAL},
+            train={"batch_size": 8, "steps": 4, "save_every": 4, "crop_s": 0.2, "log_every": 1},
+        )
+        for name in ("one", "two")
+    ]
+    for recipe in recipes:
+        run_stage(recipe, "prepare", prepare)
+    one, two = recipes
+    train(one)
+    path = tmp_path / "two.yaml"
+    path.write_text(dump_recipe(two), encoding="utf-8")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    program = (str(Path(__file__).with_name("in_float64.py")), str(path), "train.grad_accumulation=2")
+    ended = subprocess.run(
+        [sys.executable, *launcher, *program],
+        env={**environment, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    weights = [
+        load_file(recipe.folder / "checkpoints" / "step-000004" / "model.safetensors") for recipe in recipes
+    ]
+    assert all(tensor.dtype in (torch.float64, torch.int64) for tensor in weights[0].values())
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-6, atol=1e-8)
+    of_one, of_two = (
+        [row for row in read_jsonl(r.folder / "logs" / "train.jsonl") if "lr" in row] for r in recipes
+    )
+    timings = {name for name in of_one[0] if "per_s" in name or "gib" in name.lower() or name.endswith("_s")}
+    for mine, theirs in zip(of_one, of_two, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine.keys() - timings:
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-5), name
+    if model is not VAE:
+        assert sum(row["codebooks/dead"] for row in of_one) > 0
