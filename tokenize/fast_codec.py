@@ -32,9 +32,9 @@ _FEWEST_FRAMES = 16
 def fast(codec: Codec, precision: Precision = "fp32") -> Codec:
     """The same codec with fast convolutional encoders and decoders; it shares its weights with `codec`.
 
-    That covers DAC and EnCodec in their `transformers` ports, and what contains one (stereo, the acoustic
-    half of X-Codec). Others come back as they are in fp32. On other devices than a CPU, fp32 is the plain
-    codec, and bf16 is PyTorch's autocast.
+    That covers DAC and EnCodec in their `transformers` ports, Oobleck in that of `diffusers`, and what
+    contains one (stereo, the acoustic half of X-Codec). Others come back as they are in fp32. On other
+    devices than a CPU, fp32 is the plain codec, and bf16 is PyTorch's autocast.
 
     Raises `UserError` for bf16 where no network of the codec can use it, or the CPU has none.
     """
@@ -109,7 +109,17 @@ def _fast_network(network: nn.Module, precision: Precision) -> FastNetwork | Non
             hop_in = math.prod(layer.conv.stride[0] for layer in strided)
         case modeling_encodec.EncodecDecoder():
             stages = encodec_network(network, dtype)
+        case nn.Module() if _is_of_diffusers(network, "OobleckEncoder"):
+            stages = dac_encoder(network, dtype)
+            hop_in = math.prod(block.conv1.stride[0] for block in network.block)
+        case nn.Module() if _is_of_diffusers(network, "OobleckDecoder"):
+            stages = dac_decoder(network, dtype)
     return None if stages is None else FastNetwork(network, stages, precision, hop_in)
+
+
+def _is_of_diffusers(network: nn.Module, name: str) -> bool:
+    """By its name: importing the package to compare classes would take a second for every other codec."""
+    return (type(network).__module__.split(".")[0], type(network).__name__) == ("diffusers", name)
 
 
 def _replaced(module: nn.Module, precision: Precision) -> nn.Module:

@@ -165,11 +165,13 @@ class Upsample(Layer):
 
 
 class Snake(Layer):
-    """x + sin²(αx) / α (arXiv:2006.08195), with one α a channel."""
+    """x + sin²(αx) / β, with one α and one β a channel; they are the same in arXiv:2006.08195."""
 
-    def __init__(self, alpha: Tensor) -> None:
+    def __init__(self, alpha: Tensor, beta: Tensor | None = None) -> None:
+        """Without `beta`, it is `alpha`."""
         self._alpha = alpha.detach().cpu().reshape(1, -1, 1, 1)
-        self._inverse = (self._alpha + 1e-9).reciprocal()
+        beta = self._alpha if beta is None else beta.detach().cpu().reshape(1, -1, 1, 1)
+        self._inverse = (beta + 1e-9).reciprocal()
 
     def run(self, tile: Tile, span: Span) -> Tensor:
         """One temporary for all four operations, which stays in the cache."""

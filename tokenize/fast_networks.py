@@ -1,4 +1,4 @@
-"""Encoders and decoders of DAC and EnCodec, laid out for `fast_layers.py`, and how they are run.
+"""Encoders and decoders of DAC, Oobleck and EnCodec, laid out for `fast_layers.py`, and how they are run.
 
 A network is cut into stages. Within one, tiles go through all layers; between stages, the whole clip is held.
 Tiles are shared out to as many threads as PyTorch has, each of which computes alone: they never wait for each
@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from transformers.models.encodec import modeling_encodec
 
 from .fast_layers import Chain, Conv, Elu, Layer, Padding, Residual, Snake, Span, Tanh, Tile, Upsample
 from .share_out import share_out
+
+if TYPE_CHECKING:  # importing it takes a second, and whoever has such a network has done so
+    from diffusers.models.autoencoders import autoencoder_oobleck
 
 # Numbers of a tile at the rate where it has most samples. Much smaller ones compute mostly their neighbours'
 # margins, much larger ones leave the cache.
@@ -99,29 +103,33 @@ def _rounded(span: Span, size: int) -> Span:
     return max(0, span[1] - -(-(span[1] - span[0]) // step) * step), span[1]
 
 
-# --- DAC
+# --- DAC, and Oobleck, which differs in its Snake, and has no tanh at its end
 
 
-def dac_encoder(encoder: modeling_dac.DacEncoder, dtype: torch.dtype) -> list[Stage]:
-    """Stages of a DAC encoder: one for each of its blocks."""
+def dac_encoder(
+    encoder: modeling_dac.DacEncoder | autoencoder_oobleck.OobleckEncoder, dtype: torch.dtype
+) -> list[Stage]:
+    """Stages of a DAC's or Oobleck's encoder: one for each of its blocks."""
     stages: list[Stage] = []
     # Audio and latents are not rounded, whatever the precision between them.
     layers: list[Layer] = [_dac_conv(encoder.conv1, torch.float32)]
     last = len(encoder.block) - 1
     for index, block in enumerate(encoder.block):
         strided = block.conv1
-        layers += [*_dac_units(block, dtype), Snake(block.snake1.alpha), _dac_conv(strided, dtype)]
+        layers += [*_dac_units(block, dtype), _snake(block.snake1), _dac_conv(strided, dtype)]
         num_outputs = strided.out_channels
         if index == last:
-            layers += [Snake(encoder.snake1.alpha), _dac_conv(encoder.conv2, torch.float32)]
+            layers += [_snake(encoder.snake1), _dac_conv(encoder.conv2, torch.float32)]
             num_outputs = encoder.conv2.out_channels
         stages.append(Tiled(layers, num_outputs, _tile(strided.in_channels) // strided.stride[0]))
         layers = []
     return stages
 
 
-def dac_decoder(decoder: modeling_dac.DacDecoder, dtype: torch.dtype) -> list[Stage] | None:
-    """Stages of a DAC decoder; None for one with settings that DAC itself does not use."""
+def dac_decoder(
+    decoder: modeling_dac.DacDecoder | autoencoder_oobleck.OobleckDecoder, dtype: torch.dtype
+) -> list[Stage] | None:
+    """Stages of a DAC's or Oobleck's decoder; None for one with settings that they themselves do not use."""
     stages: list[Stage] = []
     layers: list[Layer] = [_dac_conv(decoder.conv1, torch.float32)]
     last = len(decoder.block) - 1
@@ -131,10 +139,12 @@ def dac_decoder(decoder: modeling_dac.DacDecoder, dtype: torch.dtype) -> list[St
             return None
         trim = (up.padding[0], up.padding[0])
         upsample = Upsample(up.weight, up.bias, stride=up.stride[0], trim=trim, dtype=dtype)
-        layers += [Snake(block.snake1.alpha), upsample, *_dac_units(block, dtype)]
+        layers += [_snake(block.snake1), upsample, *_dac_units(block, dtype)]
         num_outputs = up.out_channels
         if index == last:
-            layers += [Snake(decoder.snake1.alpha), _dac_conv(decoder.conv2, torch.float32), Tanh()]
+            layers += [_snake(decoder.snake1), _dac_conv(decoder.conv2, torch.float32)]
+            if isinstance(decoder, modeling_dac.DacDecoder):
+                layers.append(Tanh())
             num_outputs = decoder.conv2.out_channels
         stages.append(Tiled(layers, num_outputs, _tile(up.out_channels)))
         layers = []
@@ -147,13 +157,19 @@ def _dac_units(block: nn.Module, dtype: torch.dtype) -> Iterable[Layer]:
         yield Residual(
             Chain(
                 [
-                    Snake(unit.snake1.alpha),
+                    _snake(unit.snake1),
                     _dac_conv(unit.conv1, dtype),
-                    Snake(unit.snake2.alpha),
+                    _snake(unit.snake2),
                     _dac_conv(unit.conv2, dtype),
                 ]
             )
         )
+
+
+def _snake(snake: modeling_dac.Snake1d | autoencoder_oobleck.Snake1d) -> Snake:
+    if isinstance(snake, modeling_dac.Snake1d):
+        return Snake(snake.alpha)
+    return Snake(snake.alpha.exp(), snake.beta.exp()) if snake.logscale else Snake(snake.alpha, snake.beta)
 
 
 def _dac_conv(conv: nn.Conv1d, dtype: torch.dtype) -> Conv:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
 
+from tests.made_networks import save_oobleck
 from tokkata.core.errors import UserError
 from tokkata.tokenize import fast_codec, fast_layers, fast_networks
 from tokkata.tokenize.codec import load_codec
@@ -103,6 +104,17 @@ def codecs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     made = {f"encodec-{name}": save_encodec(folder / name, **told) for name, told in ENCODECS.items()}
     return {"dac": save_dac(folder / "dac"), **made}
+
+
+@pytest.fixture
+def vae(tmp_path):
+    """With first weights that react: Snakes of many sizes."""
+    save_oobleck(tmp_path / "vae")
+    codec = load_codec(str(tmp_path / "vae"))
+    for name, parameter in codec.named_parameters():
+        if name.endswith(("alpha", "beta")):
+            nn.init.uniform_(parameter, -1.0, 1.0)
+    return codec
 
 
 KINDS = ["dac", *(f"encodec-{name}" for name in ENCODECS)]
@@ -234,6 +246,26 @@ def test_fp32_gives_the_plain_codes(codecs, kind, num_samples):
     assert torch.equal(faster.encode(audio), codes)
     assert distance(faster.encode_latents(audio), plain.encode_latents(audio)) < 1e-5
     assert distance(faster.decode(codes, num_samples), plain.decode(codes, num_samples)) < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("num_samples", [400, 401, 2999])
+def test_oobleck(vae, precision, num_samples):
+    if precision == "bf16" and not fast_codec._cpu_has_bf16():
+        pytest.skip("this CPU has no bf16 arithmetic")
+    faster = fast(vae, precision)
+    assert [type(network.plain).__name__ for network in fast_networks_of(faster)] == [
+        "OobleckEncoder",
+        "OobleckDecoder",
+    ]
+    audio = noise(2, 2, num_samples, seed=num_samples)
+    latents = vae.encode_latents(audio)
+    decoded = vae.decode_latents(latents, num_samples)
+    for network in fast_networks_of(faster):
+        network.plain.register_forward_pre_hook(lambda *_: pytest.fail("the plain network was called"))
+    nearest = 1e-5 if precision == "fp32" else 0.03
+    assert distance(faster.encode_latents(audio), latents) < nearest
+    assert distance(faster.decode_latents(latents, num_samples), decoded) < nearest
 
 
 def test_the_networks_are_really_replaced(codecs, monkeypatch):
