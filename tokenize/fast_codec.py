@@ -21,7 +21,7 @@ from transformers.models.encodec import modeling_encodec
 from ..core.errors import UserError
 from .codec import Codec
 from .fast_layers import can_pack
-from .fast_networks import Lstm, Stage, dac_decoder, dac_encoder, encodec_network
+from .fast_networks import Lstm, Stage, dac_decoder, dac_encoder, dac_hop_length, encodec_network
 
 Precision = Literal["fp32", "bf16"]
 
@@ -100,7 +100,7 @@ def _fast_network(network: nn.Module, precision: Precision) -> FastNetwork | Non
     match network:
         case modeling_dac.DacEncoder():
             stages = dac_encoder(network, dtype)
-            hop_in = math.prod(block.conv1.stride[0] for block in network.block)
+            hop_in = dac_hop_length(network)
         case modeling_dac.DacDecoder():
             stages = dac_decoder(network, dtype)
         case modeling_encodec.EncodecEncoder():
@@ -111,7 +111,7 @@ def _fast_network(network: nn.Module, precision: Precision) -> FastNetwork | Non
             stages = encodec_network(network, dtype)
         case nn.Module() if _is_of_diffusers(network, "OobleckEncoder"):
             stages = dac_encoder(network, dtype)
-            hop_in = math.prod(block.conv1.stride[0] for block in network.block)
+            hop_in = dac_hop_length(network)
         case nn.Module() if _is_of_diffusers(network, "OobleckDecoder"):
             stages = dac_decoder(network, dtype)
     return None if stages is None else FastNetwork(network, stages, precision, hop_in)

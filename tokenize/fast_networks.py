@@ -10,6 +10,7 @@ Shapes: B batch, C channels, N samples of a stage at its own rate.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -124,6 +125,11 @@ def dac_encoder(
         stages.append(Tiled(layers, num_outputs, _tile(strided.in_channels) // strided.stride[0]))
         layers = []
     return stages
+
+
+def dac_hop_length(encoder: modeling_dac.DacEncoder | autoencoder_oobleck.OobleckEncoder) -> int:
+    """How many samples make a frame."""
+    return math.prod(block.conv1.stride[0] for block in encoder.block)
 
 
 def dac_decoder(
