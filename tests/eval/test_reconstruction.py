@@ -14,6 +14,7 @@ from tokkata.tests.made_networks import save_oobleck
 from tokkata.tokenize.families.codec_dac import build_original, save_dac
 from tokkata.tokenize.training.card import write_card
 from tokkata.tokenize.training.prepare import prepare
+from tokkata.tokenize.training.rvq_encodec import build_encodec
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,33 @@ def test_the_card_gets_the_table(codec_recipe):
     (codec_recipe.folder / "model" / "README.md").unlink()
     evaluate_codec(codec_recipe)
     assert not (codec_recipe.folder / "model" / "README.md").exists()
+
+
+def test_an_encodec_is_measured_at_each_of_its_bandwidths(tmp_path, tiny_recipe):
+    model = {
+        "kind": "encodec",
+        "sample_rate_hz": 16000,
+        "num_filters": 4,
+        "upsampling_ratios": [5, 4, 4, 4],
+        "hidden_size": 16,
+        "codebook_size": 64,
+        "bandwidths_kbps": [0.6, 1.2],
+    }
+    recipe = tiny_recipe(
+        tmp_path,
+        data={"kind": "synth", "num_clips": 20, "duration_s": 0.3},
+        codec=None,
+        model=model,
+        eval={"max_clips": 2, "embedding": "logmel", "num_players": 1},
+    )
+    prepare(recipe)
+    torch.manual_seed(0)
+    codec = build_encodec(recipe.model, 0.1 * torch.randn(4, 1, 16000))
+    codec.save(recipe.folder / "model", "float32")
+    evaluate_codec(recipe)
+    rows = json.loads((recipe.folder / "eval" / "scores.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["tiny, 0.6 kbit/s", "tiny, 1.2 kbit/s"]
+    assert [len(row["codebooks"]["used"]) for row in rows] == [2, 4]
 
 
 def test_a_stereo_vae_is_measured_in_stereo(tmp_path, tiny_recipe):
