@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_codec_training.py [--batch 1] [--crop-s 0.38] [--rounds 3]
 
-Both train a generator and its discriminators of the published size (arXiv:2306.06546) on the same crops, in
-float32, in turn in every round. Ours is `core.loop.train` with the job of `tokkata codec train`, whose
-average of the weights comes on top.
+Both train a generator and its discriminators with the published settings (arXiv:2306.06546), those of
+recipes/codec-dac-44khz.yaml, on the same crops, in float32, in turn in every round. Ours is `core.loop.train`
+with the job of `tokkata codec train`, whose average of the weights comes on top.
 Theirs does with the package's modules what its training script does in a step: the generator once, the
 discriminators on what it made and on the real crop, their update; then the STFT, mel and waveform distances
 (of which the mel distance has a weight), the discriminators again for the generator's terms, and its update.
@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 
 import dac
@@ -31,64 +32,22 @@ from dac.nn.loss import GANLoss, L1Loss, MelSpectrogramLoss, MultiScaleSTFTLoss
 from torch import Tensor, nn
 
 from tokkata.core.loop import Batch, Job, Loss, Phase, step_seed, train
-from tokkata.core.recipe import check_recipe
+from tokkata.core.recipe import load_recipe
 from tokkata.core.schema import Recipe
 from tokkata.tokenize.training.adversarial import DISCRIMINATOR, Adversary
 from tokkata.tokenize.training.codebook_upkeep import CodebookUpkeep
 from tokkata.tokenize.training.train_codec import CodecLoss, build_codec
 
-RATE = 44100
-
-MEL = {
-    "n_mels": [5, 10, 20, 40, 80, 160, 320],
-    "window_lengths": [32, 64, 128, 256, 512, 1024, 2048],
-    "mel_fmin": [0.0] * 7,
-    "mel_fmax": [None] * 7,
-    "mag_weight": 0.0,
-    "pow": 1.0,
-    "clamp_eps": 1e-5,
-}
-WEIGHTS = {"mel": 15.0, "features": 2.0, "adversarial": 1.0, "commitment": 0.25, "codebook": 1.0}
-LR, BETAS, GAMMA = 1e-4, (0.8, 0.99), 0.999996
+RECIPE = Path(__file__).parents[2] / "recipes" / "codec-dac-44khz.yaml"
 
 
 def our_recipe(folder: str, batch_size: int, crop_s: float) -> Recipe:
-    """The same settings, as a recipe says them."""
-    model = {
-        "kind": "dac",
-        "sample_rate_hz": RATE,
-        "encoder_dim": 64,
-        "encoder_rates": [2, 4, 8, 8],
-        "decoder_dim": 1536,
-        "num_codebooks": 9,
-        "start": "random",
-        "quantizer_dropout": 0.5,
-        "mel_windows": MEL["window_lengths"],
-        "mel_bins": MEL["n_mels"],
-        "mel_floor": MEL["clamp_eps"],
-        "mel_weight": WEIGHTS["mel"],
-        "waveform_weight": 0.0,
-        "commitment_weight": WEIGHTS["commitment"],
-        "codebook_weight": WEIGHTS["codebook"],
-        "codebook_lr_scale": 1.0,
-        "dead_codes": None,
-        "adversarial": {"weight": WEIGHTS["adversarial"], "feature_weight": WEIGHTS["features"], "lr": LR},
-    }
-    train = {
-        "steps": 400_000,
-        "batch_size": batch_size,
-        "crop_s": crop_s,
-        "lr": LR,
-        "betas": list(BETAS),
-        "weight_decay": 0.01,
-        "clip_grad_norm": 1e3,
-        "warmup_steps": 0,
-        "log_every": 400_000,
-    }
-    data = {"kind": "synth", "num_clips": 1, "duration_s": 1.0}
-    return check_recipe(
-        {"name": "codec-dac-44khz", "runs_dir": folder, "data": data, "model": model, "train": train}
-    )
+    """The published settings, on a batch of another size.
+
+    Without the dropout of codebooks, which both would draw in their own way; all are computed in any case.
+    """
+    changed = ["model.quantizer_dropout=0", f"train.batch_size={batch_size}", f"train.crop_s={crop_s}"]
+    return load_recipe(RECIPE, [*changed, f"runs_dir={folder}", "train.log_every=400000"])
 
 
 class DoneError(Exception):
@@ -98,41 +57,65 @@ class DoneError(Exception):
 class Theirs:
     """The package's modules, and a step as its training script takes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         torch.manual_seed(0)
+        self.model, self.train = recipe.model, recipe.train
+        self.rate = recipe.model.sample_rate_hz
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*weight_norm. is deprecated", category=FutureWarning)
-            self.generator = dac.DAC(sample_rate=RATE, quantizer_dropout=0.5)
-            self.discriminator = Discriminator(sample_rate=RATE)
+            self.generator = dac.DAC(
+                encoder_dim=self.model.encoder_dim,
+                encoder_rates=self.model.encoder_rates,
+                decoder_dim=self.model.decoder_dim,
+                decoder_rates=self.model.encoder_rates[::-1],
+                n_codebooks=self.model.num_codebooks,
+                sample_rate=self.rate,
+            )
+            self.discriminator = Discriminator(
+                periods=self.model.adversarial.periods,
+                fft_sizes=self.model.adversarial.fft_sizes,
+                sample_rate=self.rate,
+            )
         self.gan = GANLoss(self.discriminator)
-        self.mel, self.stft, self.waveform = MelSpectrogramLoss(**MEL), MultiScaleSTFTLoss(), L1Loss()
+        self.mel = MelSpectrogramLoss(
+            n_mels=self.model.mel_bins,
+            window_lengths=self.model.mel_windows,
+            mel_fmin=[0.0] * len(self.model.mel_bins),
+            mel_fmax=[None] * len(self.model.mel_bins),
+            mag_weight=0.0,
+            pow=1.0,
+            clamp_eps=self.model.mel_floor,
+        )
+        self.stft, self.waveform = MultiScaleSTFTLoss(), L1Loss()
         self.optimizers = [
-            torch.optim.AdamW(module.parameters(), lr=LR, betas=BETAS)
+            torch.optim.AdamW(module.parameters(), lr=self.train.lr, betas=self.train.betas)
             for module in (self.generator, self.discriminator)
         ]
+        gamma = self.train.final_lr_fraction ** (1 / self.train.steps)
         self.schedulers = [
-            torch.optim.lr_scheduler.ExponentialLR(one, gamma=GAMMA) for one in self.optimizers
+            torch.optim.lr_scheduler.ExponentialLR(one, gamma=gamma) for one in self.optimizers
         ]
 
     def step(self, audio: Tensor) -> float:
         """One update of both on `[B, 1, N]`; returns the mel distance."""
-        signal = AudioSignal(audio, RATE)
+        signal = AudioSignal(audio, self.rate)
         out = self.generator(signal.audio_data, signal.sample_rate)
-        decoded = AudioSignal(out["audio"], RATE)
-        self._update(1, self.discriminator, self.gan.discriminator_loss(decoded, signal), 10.0)
+        decoded = AudioSignal(out["audio"], self.rate)
+        self._update(
+            1,
+            self.discriminator,
+            self.gan.discriminator_loss(decoded, signal),
+            self.model.adversarial.clip_grad_norm,
+        )
         self.stft(decoded, signal)
         self.waveform(decoded, signal)
         mel = self.mel(decoded, signal)
         adversarial, features = self.gan.generator_loss(decoded, signal)
-        terms = {
-            "mel": mel,
-            "features": features,
-            "adversarial": adversarial,
-            "commitment": out["vq/commitment_loss"],
-            "codebook": out["vq/codebook_loss"],
-        }
-        total = torch.stack([WEIGHTS[name] * term for name, term in terms.items()]).sum()
-        self._update(0, self.generator, total, 1e3)
+        weights = self.model.adversarial
+        total = self.model.mel_weight * mel + weights.weight * adversarial + weights.feature_weight * features
+        total = total + self.model.commitment_weight * out["vq/commitment_loss"]
+        total = total + self.model.codebook_weight * out["vq/codebook_loss"]
+        self._update(0, self.generator, total, self.train.clip_grad_norm)
         return float(mel.detach())
 
     def _update(self, which: int, module: nn.Module, loss: Tensor, clip: float) -> None:
@@ -146,9 +129,11 @@ class Theirs:
 def our_job(recipe: Recipe, batch: Callable[[int, range], Batch], see: Callable[[float], None]) -> Job:
     """The job of `train_codec`, on other batches; `see` is told the mel distance of each step."""
     torch.manual_seed(0)
-    codec = build_codec(recipe.model, torch.zeros(1, 1, RATE))
-    adversary = Adversary(recipe.model.adversarial, RATE, recipe.train)
-    loss = CodecLoss(recipe, codec, adversary)
+    rate = recipe.model.sample_rate_hz
+    heard = torch.ones(1, 1, rate)
+    codec = build_codec(recipe.model, heard)
+    adversary = Adversary(recipe.model.adversarial, rate, recipe.train)
+    loss = CodecLoss(recipe, codec, adversary, heard)
     upkeep = CodebookUpkeep(codec, recipe.model.dead_codes, recipe.train.seed)
 
     def seen(modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
@@ -178,8 +163,12 @@ def main() -> None:
     args = parser.parse_args()
     rounds = 1 if args.quick else args.rounds
     generator = torch.Generator().manual_seed(0)
-    audio = 0.1 * torch.randn(args.batch, 1, round(args.crop_s * RATE), generator=generator)
-    theirs = Theirs()
+    folder = tempfile.TemporaryDirectory()
+    recipe = our_recipe(folder.name, args.batch, args.crop_s)
+    num_samples = round(args.crop_s * recipe.model.sample_rate_hz)
+    audio = 0.1 * torch.randn(args.batch, 1, num_samples, generator=generator)
+    num_used = torch.full((args.batch,), recipe.model.num_codebooks)
+    theirs = Theirs(recipe)
     seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
     mels: dict[str, list[float]] = {"theirs": [], "ours": []}
     begin = 0.0
@@ -198,12 +187,10 @@ def main() -> None:
         seconds["theirs"].append(time.perf_counter() - now)
         torch.manual_seed(step_seed(0, step, 0))
         begin = time.perf_counter()
-        return {"audio": audio, "step": torch.tensor(step)}
+        return {"audio": audio, "num_used": num_used, "step": torch.tensor(step)}
 
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = our_recipe(folder, args.batch, args.crop_s)
-        with contextlib.suppress(DoneError):
-            train(our_job(recipe, batch, mels["ours"].append), recipe.train, recipe.folder)
+    with folder, contextlib.suppress(DoneError):
+        train(our_job(recipe, batch, mels["ours"].append), recipe.train, recipe.folder)
     print(f"{os.uname().machine}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"batch of {args.batch} crops of {args.crop_s:g} s, {rounds} rounds after a warm-up")
     ratio = median(a / b for a, b in zip(seconds["theirs"][1:], seconds["ours"][1:], strict=True))
