@@ -88,7 +88,16 @@ class DiffusionSection(Section):
         """Of the model that is saved."""
 
 
-class NetworkSection(DiffusionSection):
+class TrainedSection(DiffusionSection):
+    """What a network that is trained on latents, and not on what another one says, is asked besides."""
+
+    from_audio: bool = False
+    """Encode crops that begin at any sample in every step, instead of reading stored latents, which are then
+    what is validated on, and what says how latents are normalised. Needs the codec's time in every step, and
+    the whole corpus as 16-bit samples on the disk (stage `prepare`)."""
+
+
+class NetworkSection(TrainedSection):
     """What a new network over latents is asked."""
 
     conditions: list[ModelCondition] = Field(default=[])
@@ -187,7 +196,7 @@ class ConsistencyModel(DiffusionSection):
         return "consistency"
 
 
-class StableAudioModel(DiffusionSection):
+class StableAudioModel(TrainedSection):
     """A Stable Audio Open (arXiv:2407.14358), fine-tuned. Network, conditions and objective are the source's,
     and clips shorter than `train.crop_s` are followed by silence, as in its own training."""
 

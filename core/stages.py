@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from .schema import Recipe, TrainedCodec
-from .schema_diffusion import ConsistencyModel, DiffusionSection
+from .schema_diffusion import ConsistencyModel, DiffusionSection, TrainedSection
 
 SAMPLE_CODES = "codes.safetensors"
 """Beside generated clips: their tokens, codes [K, T] under each file's name."""
@@ -52,6 +52,12 @@ DIFFUSION_STAGES = (
     dataclasses.replace(_GENERATE, module="tokkata.diffusion.sample"),
     _EVAL,
 )
+FROM_AUDIO_STAGES = (
+    _TOKENIZE,
+    Stage("prepare", "tokkata.diffusion.prepare", "prepare", ("data", "audio"), ("audio",), "tokenize"),
+    dataclasses.replace(DIFFUSION_STAGES[1], after="prepare"),
+    *DIFFUSION_STAGES[2:],
+)
 DISTILLATION_STAGES = tuple(
     dataclasses.replace(stage, module="tokkata.diffusion.distill", function="distill")
     if stage.name == "train"
@@ -94,4 +100,6 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
         return _codec_stages(model.kind)
     if isinstance(model, ConsistencyModel):
         return DISTILLATION_STAGES
+    if isinstance(model, TrainedSection) and model.from_audio:
+        return FROM_AUDIO_STAGES
     return DIFFUSION_STAGES if isinstance(model, DiffusionSection) else TOKEN_MODEL_STAGES

@@ -20,6 +20,7 @@ from ..core.sampler import CropSampler
 from ..core.schema import Train
 from ..tokenize.families.codec_oobleck import Posterior
 from ..tokenize.features.clip_conditions import ClipConditions, to_batch
+from .audio_crops import AudioCrops
 from .objective import Objective
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -46,13 +47,22 @@ class LatentBatches:
         mask_conditions: bool = False,
         sample_posterior: bool = False,
         silence: Posterior | None = None,
+        audio: AudioCrops | None = None,
     ) -> None:
-        """`silence` [1, D, T] follows clips that are too short, and counts; without it they are masked."""
+        """`silence` [1, D, T] follows clips that are too short, and counts; without it they are masked.
+
+        With `audio`, training batches hold `audio` [B, C, N] in place of `latents`, for `AudioCrops.encoded`.
+        """
         self._clips, self._objective, self._config = clips, objective, config
         self._condition_dropout = condition_dropout
         self._mask_conditions, self._sample_posterior = mask_conditions, sample_posterior
         self._silence = silence
-        self._sampler = CropSampler(clips.split.num_frames, clips.num_frames, config.seed)
+        self._audio = audio
+        self._sampler = (
+            CropSampler(clips.split.num_frames, clips.num_frames, config.seed)
+            if audio is None
+            else audio.sampler(config.seed)
+        )
 
     def batch(self, step: int, rows: range) -> Batch:
         """`latents` and `noise` [B, D, T], `time` [B], `mask` and `known` [B, T] where they say something,
@@ -63,14 +73,15 @@ class LatentBatches:
         # many processes there are.
         coins = torch.Generator().manual_seed(step_seed(config.seed, 2, step))
         keep = condition_coins(config.batch_size, self._condition_dropout, coins)
-        given = {
-            name: one.hide(keep[rows.start : rows.stop]) for name, one in self._clips.given(crops).items()
-        }
+        hop_length = 1 if self._audio is None else self._audio.hop_length
+        told = self._clips.given([(clip, start // hop_length) for clip, start in crops])
+        given = {name: one.hide(keep[rows.start : rows.stop]) for name, one in told.items()}
         generators = [
             torch.Generator().manual_seed(step_seed(config.seed, 3, step * config.batch_size + row))
             for row in rows
         ]
-        batch = self._collate(crops, given, generators)
+        collate = self._collate if self._audio is None else self._collate_audio
+        batch = collate(crops, given, generators)
         batch["time"] = torch.cat([self._objective.draw_times(1, one) for one in generators])
         if self._mask_conditions:
             lengths = (
@@ -121,6 +132,19 @@ class LatentBatches:
         # Attention without a mask is faster.
         is_full = self._silence is not None or split.num_frames.min() >= num_frames
         return batch if is_full else batch | {"mask": mask}
+
+    def _collate_audio(
+        self, crops: Sequence[tuple[int, int]], given: GivenConditions, generators: Sequence[torch.Generator]
+    ) -> Batch:
+        audio, num_frames, dim = self._audio, self._clips.num_frames, self._clips.latent_dim
+        assert audio is not None
+        batch = {"audio": torch.stack([audio.read(clip, start) for clip, start in crops])} | to_batch(given)
+        for name in ("posterior", "noise") if self._sample_posterior else ("noise",):
+            batch[name] = torch.stack([torch.randn(dim, num_frames, generator=one) for one in generators])
+        lengths = torch.tensor([audio.frames_left(clip, start) for clip, start in crops])
+        # As in `_collate`; silence needs no latents that are stored, because it is encoded.
+        is_full = self._silence is not None or self._clips.split.num_frames.min() >= num_frames
+        return batch if is_full else batch | {"mask": torch.arange(num_frames) < lengths[:, None]}
 
     def _latents(self, clip: int, start: int, generator: torch.Generator) -> Tensor:
         split, num_frames = self._clips.split, self._clips.num_frames

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -22,8 +22,11 @@ from ..core.optimizer import adamw
 from ..core.run import is_main_process, stage_main
 from ..core.schema import Recipe
 from ..core.schema_diffusion import DitModel, StableAudioModel, UNetModel
+from ..tokenize.codec import load_codec_from_info
 from ..tokenize.features.clip_conditions import ClipConditions, conditions_of, from_batch
 from ..tokenize.store import TokenSplit, TokenStore
+from ..tokenize.training.audio_store import AudioStore
+from .audio_crops import AudioCrops
 from .build import network_config
 from .card import write_card
 from .diffusion_model import DiffusionConfig, DiffusionModel
@@ -52,6 +55,7 @@ def train_diffusion(recipe: Recipe) -> None:
     assert isinstance(model.network, DiT | UNet1d | StableAudio)
     model.network.use_attention(section.attention)
     clips = ClipConditions(store, split, model.config.conditions, num_frames)
+    audio = audio_crops(recipe, store, split, num_frames) if section.from_audio else None
     batches = LatentBatches(
         clips,
         model.objective,
@@ -60,15 +64,17 @@ def train_diffusion(recipe: Recipe) -> None:
         mask_conditions=model.config.mask_conditions,
         sample_posterior=section.sample_posterior,
         silence=silence,
+        audio=audio,
     )
     valid = store.split("valid")
     held_out = ClipConditions(store, valid, model.config.conditions, num_frames)
     fixed = LatentBatches(held_out, model.objective, config, silence=silence) if len(valid) else None
     flops = model.network.clip_flops(num_frames, clips.num_states(num_frames))
+    loss_of = loss if audio is None else encoding(audio)
     train(
         Job(
             modules={"model": model},
-            phases=[Phase("model", "model", adamw(model, config), loss)],
+            phases=[Phase("model", "model", adamw(model, config), loss_of)],
             averaged="model",
             batch=batches.batch,
             validate=Validation([] if fixed is None else fixed.validation()),
@@ -110,6 +116,17 @@ def latents_to_train(store: TokenStore, sample_posterior: bool) -> TokenSplit:
             " have no scale: turn it off"
         )
     return split
+
+
+def audio_crops(recipe: Recipe, store: TokenStore, split: TokenSplit, num_frames: int) -> AudioCrops:
+    """What the stage `prepare` wrote, as the store's codec takes it."""
+    samples = AudioStore(recipe.folder / "audio")
+    return AudioCrops(samples, split, load_codec_from_info(store.info), store.info, num_frames)
+
+
+def encoding(audio: AudioCrops) -> Callable[[Mapping[str, nn.Module], Batch], Loss]:
+    """`loss` for batches of audio; the codec is no module of the job, because it does not change."""
+    return lambda modules, batch: loss(modules, audio.encoded(batch) if "audio" in batch else batch)
 
 
 def loss(modules: Mapping[str, nn.Module], batch: Batch) -> Loss:

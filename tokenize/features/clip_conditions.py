@@ -75,6 +75,7 @@ class ClipConditions:
         self.split = split
         self.num_frames = num_frames
         self.conditions = conditions
+        self.latent_dim = store.info.latent_dim
         self._frame_rate = store.info.frame_rate
         self._feature_rates = {
             name: store.features[name].frame_rate for name in conditions.names if name in store.features
