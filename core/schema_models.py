@@ -195,6 +195,9 @@ class WaveNetModel(_SummedSection):
     """Width of the path from all layers to the output."""
     condition_channels: PositiveInt = 64
     """Width of a condition before it enters the layers."""
+    input_noise: Annotated[float, Field(ge=0.0), NOT_BOOL] = 0.0
+    """Standard deviation, in classes, of noise on the samples that the model sees in training, while it
+    predicts the clean ones: it learns to correct the errors that it makes when it generates."""
 
     @model_validator(mode="before")
     @classmethod
@@ -257,6 +260,9 @@ class SampleRNNModel(_SummedSection):
     """Recurrent layers in each tier."""
     embedding_dim: PositiveInt = 256
     """Width of a sample's embedding in the last tier."""
+    input_noise: Annotated[float, Field(ge=0.0), NOT_BOOL] = 0.0
+    """Standard deviation, in classes, of noise on the samples that the model sees in training, while it
+    predicts the clean ones: it learns to correct the errors that it makes when it generates."""
 
     @model_validator(mode="after")
     def _check_frame_sizes(self) -> Self:

@@ -26,7 +26,7 @@ from ..core.conditioner import Conditioner
 from ..core.conditions import GivenConditions
 from ..core.errors import UserError
 from .language_model import LMLoss
-from .ordered_classes import ordered_rows
+from .ordered_classes import ordered_rows, with_noise
 from .rnn import Cell, cell_name, hidden_name, make_rnn, rnn_operations
 from .step_model import StepConfig, StepModel, token_loss
 from .step_program import Buffer, Clock, Embed, Initial, Linear, Operation, Place, Program, whole
@@ -52,6 +52,8 @@ class SampleRNNConfig(StepConfig):
     """Recurrent layers in each tier."""
     embedding_dim: int = 256
     """Width of a sample's embedding in the last tier."""
+    input_noise: float = 0.0
+    """Standard deviation, in classes, of the noise on what the model sees in training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -255,7 +257,10 @@ class SampleRNN(StepModel):
             state = {name: one.to(codes.device) for name, one in self.empty_state(len(codes)).items()}
             begins = torch.ones(len(codes), dtype=torch.bool, device=codes.device)
         assert begins is not None
-        logits, after = self._predict(codes[:, 0], conditions, state, begins)
+        seen = codes[:, 0]
+        if self.training and self.config.input_noise:
+            seen = with_noise(seen, self.config.input_noise, self.config.codebook_size)
+        logits, after = self._predict(seen, conditions, state, begins)
         loss = token_loss([logits], codes, special)
         return StatefulLoss(loss.mean, loss.num_tokens, loss.per_codebook, after)
 

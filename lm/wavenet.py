@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..core.conditioner import Conditioner
 from ..core.conditions import Condition, Conditions, GivenConditions
 from ..core.errors import UserError
-from .ordered_classes import ordered_rows
+from .ordered_classes import ordered_rows, with_noise
 from .step_model import StepConfig, StepModel
 from .step_program import Buffer, Clock, Embed, Initial, Linear, Operation, Place, Program, whole
 
@@ -46,6 +46,8 @@ class WaveNetConfig(StepConfig):
     """H, also the width of the layer before the last."""
     condition_channels: int = 64
     """D."""
+    input_noise: float = 0.0
+    """Standard deviation, in classes, of the noise on what the model sees in training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,6 +168,8 @@ class WaveNet(StepModel):
 
     def logits(self, tokens: Tensor, conditions: GivenConditions | None = None) -> Tensor:
         """See `StepModel.logits`. Local conditions begin with the first step."""
+        if self.training and self.config.input_noise:
+            tokens = with_noise(tokens, self.config.input_noise, self.config.codebook_size)
         num_steps = tokens.shape[2]
         x = self._embed(tokens)
         found = self._conditions(conditions or {}, tokens.shape[0])  # [B, N, L 2 G]

@@ -128,7 +128,7 @@ def test_the_twins_have_the_same_audio_and_labels():
 def test_nsynth_vae_diffusion(tokkata, tmp_path):
     save_oobleck(tmp_path / "vae", channels=1)
     folder = run(
-        *("nsynth-vae-diffusion", tokkata, tmp_path, f"codec.id={tmp_path / 'vae'}"),
+        *("nsynth-vae-diffusion", tokkata, tmp_path, f"codec={{kind: oobleck, id: {tmp_path / 'vae'}}}"),
         *(f"data.root={make_corpus('nsynth', tmp_path / 'corpus')}", "train.crop_s=0.3"),
         "generate.duration_s=0.3",
     )
