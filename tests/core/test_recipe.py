@@ -165,8 +165,8 @@ MODELS = (
         ("data.kind=synht", "'data.kind' cannot be 'synht', did you mean 'synth'?"),
         (
             "codec.kind=mp3",
-            "'codec.kind' cannot be 'mp3': 'pocket', 'encodec', 'dac', 'encodec_original', 'dac_original',"
-            " 'mimi', 'xcodec', 'oobleck', 'mulaw' or 'linear' is expected",
+            "'codec.kind' cannot be 'mp3': 'pocket', 'pocket_vae', 'encodec', 'dac', 'encodec_original',"
+            " 'dac_original', 'mimi', 'xcodec', 'oobleck', 'mulaw' or 'linear' is expected",
         ),
         ("model={dim: 3}", f"'model.kind' is missing: {MODELS} is expected"),
         ("data.forms=[]", "'data.forms' cannot be []: a list of 1 or more is expected"),
