@@ -30,7 +30,7 @@ def ordered_rows(num_classes: int, width: int) -> Tensor:
 
 # After FFTNet (Jin et al., ICASSP 2018), which is trained on slightly noisy samples.
 def with_noise(codes: Tensor, std: float, num_classes: int) -> Tensor:
-    """Codes moved by Gaussian noise of `std` classes, rounded; what is no class, such as special tokens, stays.
+    """Codes moved by Gaussian noise of `std` classes, rounded; what is no class (special tokens) stays.
 
     A model that generates sees its own errors, which training never shows it. One that is trained to predict
     the clean sample after noisy ones corrects them instead of adding to them.

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokkata.lm.batches import TokenBatches
 from tokkata.core.conditions import GivenConditions
+from tokkata.lm.batches import TokenBatches
 from tokkata.lm.decoder import Weights
 from tokkata.lm.kernel_decoder import PackedTransformer
 from tokkata.lm.transformer import TransformerLM
