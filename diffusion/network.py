@@ -9,18 +9,17 @@ T frames, W model width, P prepended tokens, M states of the memory, E their wid
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..core.attention import Backend
 from ..core.conditions import Conditions, GivenConditions
-from ..core.errors import UserError
+from ..core.model_config import ModelConfig
 
 INIT_STD = 0.02
 
@@ -29,11 +28,8 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
-    """What decides the shape of a network and what it is told; travels in `config.json`."""
-
-    kind: ClassVar[str]
-    """The family, as recipes name it."""
+class NetworkConfig(ModelConfig):
+    """What decides the shape of a network and what it is told."""
 
     latent_dim: int
     """D."""
@@ -41,32 +37,6 @@ class NetworkConfig:
     """D_in."""
     max_frames: int
     """The longest clip that it was made for, in frames."""
-    conditions: Conditions = field(default_factory=Conditions)
-    """What the network is told about a clip; empty for nothing."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Undo `to_dict`; raises `UserError` that names unknown or missing settings."""
-        values = {name: value for name, value in values.items() if name != "kind"}
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(values.keys() - known.keys())
-        required = {
-            name for name, f in known.items() if f.default is f.default_factory is dataclasses.MISSING
-        }
-        missing = sorted(required - values.keys())
-        if unknown or missing:
-            raise UserError(
-                f"this is not the configuration of a {cls.kind}:"
-                f" unknown settings {unknown}, missing settings {missing}"
-            )
-        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return cls(**{**values, **lists, "conditions": Conditions.from_list(values.get("conditions", []))})
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON values."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
-        return {"kind": self.kind} | values | lists | {"conditions": self.conditions.to_list()}
 
 
 @dataclass

@@ -5,29 +5,26 @@ Shapes: B batch, K codebooks, T frames, V codebook size.
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from huggingface_hub import ModelCard
 from torch import Tensor
 from torch.utils._pytree import register_dataclass
 
-from ..core.conditions import Conditions, GivenConditions
+from ..core.conditions import GivenConditions
 from ..core.errors import UserError
-from ..core.saved_model import CONFIG_NAME, SavedModel
+from ..core.model_config import ModelConfig
+from ..core.saved_model import SavedModel
 from .decoder import Prepared, Weights
 from .patterns import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
-class LMConfig:
+class LMConfig(ModelConfig):
     """What decides the meaning of a model's tokens; each family adds what decides its shape."""
-
-    kind: ClassVar[str]
-    """The family, as recipes name it."""
 
     num_codebooks: int
     """K."""
@@ -35,8 +32,6 @@ class LMConfig:
     """V."""
     frame_rate: float
     """Frames a second."""
-    conditions: Conditions = field(default_factory=Conditions)
-    """What the model is told about a clip; empty for nothing."""
     window_frames: int | None = None
     """Frames that the model was trained on at most; longer clips are generated in windows of this length.
     None: as long as one likes."""
@@ -50,34 +45,9 @@ class LMConfig:
                     f"{name} is {getattr(self, name)} for the model but {self.codec[name]} for its codec"
                 )
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Undo `to_dict`; raises `UserError` that names unknown or missing settings."""
-        values = {name: value for name, value in values.items() if name != "kind"}
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(values.keys() - known.keys())
-        required = {
-            name for name, f in known.items() if f.default is f.default_factory is dataclasses.MISSING
-        }
-        missing = sorted(required - values.keys())
-        if unknown or missing:
-            raise UserError(
-                f"this is not the {CONFIG_NAME} of a {cls.kind}:"
-                f" unknown settings {unknown}, missing settings {missing}"
-            )
-        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return cls(**{**values, **lists, "conditions": Conditions.from_list(values.get("conditions", []))})
-
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
-        return (
-            {"kind": self.kind}
-            | values
-            | lists
-            | {"conditions": self.conditions.to_list(), "codec": dict(self.codec)}
-        )
+        return super().to_dict() | {"codec": dict(self.codec)}
 
     @property
     def special(self) -> int:
