@@ -52,6 +52,7 @@ class Info:
     frame_rate: float = 50.0
     num_codebooks: int = K
     sample_rate: int = 16000
+    latent_dim: int = 0
 
 
 class Store:

@@ -42,16 +42,17 @@ def test_a_fresh_vae_follows_the_waveform(rates, multiples, channels):
 
 
 @torch.no_grad()
-def test_the_noise_of_the_posterior_is_that_of_training_alone():
+def test_what_is_decoded_is_the_mean_or_what_the_noise_makes_of_the_posterior():
     fresh, audio = vae(), partials(1)[:2]
     start_as_transform(fresh, audio)
-    assert torch.equal(fresh(audio).audio, fresh(audio).audio)
-    fresh.train()
-    torch.manual_seed(1)
-    first, second = fresh(audio).audio, fresh(audio).audio
-    assert not torch.equal(first, second)
-    torch.manual_seed(1)
-    assert torch.equal(fresh(audio).audio, first)
+    mean = fresh(audio)
+    noise = torch.randn(mean.mean.shape, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(fresh(audio, torch.zeros_like(noise)).audio, mean.audio)
+    heard = fresh(audio, noise)
+    assert torch.equal(heard.mean, mean.mean)
+    assert not torch.equal(heard.audio, mean.audio)
+    decoded = fresh.oobleck.decoder(mean.mean + mean.scale * noise)
+    assert torch.equal(heard.audio[..., : decoded.shape[-1]], decoded)
 
 
 def test_a_network_too_narrow_for_its_strides_is_refused():
