@@ -15,8 +15,8 @@ from ..core.errors import UserError
 from ..core.loop import Batch
 from ..core.sampler import CropSampler
 from ..tokenize.codec import Codec, CodecInfo
-from ..tokenize.families.codec_dac import HubDac
 from ..tokenize.families.codec_oobleck import HubOobleck
+from ..tokenize.latent_coding import latent_coding
 from ..tokenize.store import TokenSplit
 from ..tokenize.training.audio_store import AudioStore
 
@@ -72,9 +72,6 @@ class AudioCrops:
             assert isinstance(codec, HubOobleck), "checked: its latents have a scale"
             found = codec.encode_posterior(audio)
             latents = found.mean + found.scale * batch["posterior"]
-        elif self._latents == "projected_latents":
-            assert isinstance(codec, HubDac), "only a DAC has projected latents"
-            latents = codec.encode_projected_latents(audio)
         else:
-            latents = codec.encode_latents(audio)
+            latents = latent_coding(codec, self._latents).encode(audio)
         return rest | {"latents": latents}

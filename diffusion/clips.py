@@ -25,9 +25,9 @@ from ..core.conditions import GivenConditions, select
 from ..core.errors import UserError
 from ..core.files import write_jsonl
 from ..core.progress import progress_bar
-from ..tokenize.chunking import decode_latents_long, decode_pieces, window_frames
+from ..tokenize.chunking import decode_pieces, window_frames
 from ..tokenize.codec import Codec
-from ..tokenize.families.codec_dac import HubDac
+from ..tokenize.latent_coding import latent_coding
 from .diffusion_model import DiffusionModel
 from .generate import From, Settings, generate
 from .sampler import choose_sampler
@@ -125,7 +125,5 @@ def _decoded(model: DiffusionModel, codec: Codec, latents: Tensor, num_samples: 
     if not bool(torch.isfinite(latents).all()):
         raise UserError("the model predicts values that are not finite: lower train.lr, or train it longer")
     frames = window_frames(codec.chunking, codec.frame_rate, _WINDOW_S)
-    if model.config.codec_info.latents == "projected_latents":
-        assert isinstance(codec, HubDac), "only a DAC has projected latents"
-        return decode_pieces(codec, codec.decode_projected_latents, latents, num_samples, frames)
-    return decode_latents_long(codec, latents, num_samples, frames)
+    decode = latent_coding(codec, model.config.codec_info.latents).decode
+    return decode_pieces(codec, decode, latents, num_samples, frames)

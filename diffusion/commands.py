@@ -115,11 +115,7 @@ def generate_from_model(
         notes = [note | told_of_audio for note in notes]
     if duration is None:
         duration = window_s
-    if (
-        duration > window_s
-        and overlap is None
-        and round(duration * model.config.frame_rate) > (model.network.max_frames)
-    ):
+    if overlap is None and round(duration * model.config.frame_rate) > model.network.max_frames:
         raise UserError(
             f"{duration:g} s are more than the {window_s:g} s that this model was trained on: lower"
             " --duration, or say --overlap SECONDS for windows that overlap"
@@ -168,8 +164,8 @@ def encode_init_audio(
     import torch
     import torch.nn.functional as F
 
-    from ..tokenize.families.codec_dac import HubDac
     from ..tokenize.features.told import load_recording
+    from ..tokenize.latent_coding import latent_coding
     from .generate import From
 
     samples = torch.from_numpy(load_recording(path, codec.sample_rate, codec.channels, "init-audio"))
@@ -191,11 +187,7 @@ def encode_init_audio(
             " --duration, or give a longer recording"
         )
     audio = F.pad(samples, (0, max(0, num_samples - samples.shape[1])))[None, :, :num_samples]
-    encode = codec.encode_latents
-    if model.config.codec_info.latents == "projected_latents":
-        assert isinstance(codec, HubDac), "only a DAC has projected latents"
-        encode = codec.encode_projected_latents
-    latents = encode(audio.to(codec.device))[0]
+    latents = latent_coding(codec, model.config.codec_info.latents).encode(audio.to(codec.device))[0]
     given = 1.0 if inpaint is not None else _STRENGTH if strength is None else strength
     return From(latents, given, known), duration
 

@@ -12,10 +12,16 @@ import torch
 
 from ..core.errors import UserError
 from ..core.hub_cache import hub_snapshot
-from ..core.saved_model import CONFIG_NAME, WEIGHTS_NAME, model_folder, read_config
+from ..core.saved_model import (
+    CONFIG_NAME,
+    PIPELINE_INDEX,
+    WEIGHTS_NAME,
+    is_pipeline,
+    model_folder,
+    read_config,
+)
 from ..tokenize.codec import Codec, load_codec_from_info
 from .diffusion_model import KIND, DiffusionModel
-from .stable_audio_files import PIPELINE_INDEX
 from .stable_audio_model import stable_audio_model
 
 
@@ -32,7 +38,7 @@ def load_diffusion(
     if not is_here:
         layouts = [(CONFIG_NAME, WEIGHTS_NAME), (PIPELINE_INDEX,)]
         folder = hub_snapshot(str(source), revision, layouts, "model").folder
-    if (folder / PIPELINE_INDEX).is_file() and not (folder / CONFIG_NAME).exists():
+    if is_pipeline(folder):
         return stable_audio_model(source, revision=revision).to(device)
     if is_here:
         folder = model_folder(folder)

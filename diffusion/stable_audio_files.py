@@ -23,6 +23,7 @@ from ..core.errors import UserError
 from ..core.files import atomic_folder, write_json
 from ..core.hub_cache import hub_snapshot
 from ..core.released_file import sha256_of
+from ..core.saved_model import PIPELINE_INDEX
 from ..tokenize.features.feature import FeatureInfo
 from .stable_audio import TIMINGS, StableAudio, StableAudioConfig
 from .stable_audio_layout import from_diffusers, to_diffusers
@@ -30,7 +31,6 @@ from .stable_audio_layout import from_diffusers, to_diffusers
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _NETWORK_PARTS = ("transformer", "projection_model")
 _OTHER_PARTS = ("vae", "text_encoder", "tokenizer")
-PIPELINE_INDEX = "model_index.json"
 _TOKENIZER = "tokenizer/tokenizer_config.json"
 _SCHEDULER = "scheduler/scheduler_config.json"
 _FILES = (

@@ -24,7 +24,7 @@ from ..core.sections import Split
 from ..tokenize.codec import Codec
 from ..tokenize.corpus import Clip, Corpus, read_clip
 from ..tokenize.encode_clips import Store
-from ..tokenize.families.codec_dac import HubDac
+from ..tokenize.latent_coding import latent_coding
 
 BATCH_SAMPLES = 1 << 19
 """Samples that the codec sees at once; the longer the clips, the smaller the batches."""
@@ -190,10 +190,8 @@ def reconstruct(codec: Codec, clips: ClipSet, store: Store = "codes") -> ClipSet
 def _there_and_back(codec: Codec, audio: torch.Tensor, store: Store) -> torch.Tensor:
     if store == "codes":
         return codec.reconstruct(audio)
-    if store == "latents":
-        return codec.decode_latents(codec.encode_latents(audio), audio.shape[-1])
-    assert isinstance(codec, HubDac), "only a DAC has projected latents"
-    return codec.decode_projected_latents(codec.encode_projected_latents(audio), audio.shape[-1])
+    coding = latent_coding(codec, store)
+    return coding.decode(coding.encode(audio), audio.shape[-1])
 
 
 def white_noise(clips: ClipSet, seed: int) -> ClipSet:

@@ -14,9 +14,9 @@ from ..core.device import best_device
 from ..core.errors import UserError
 from ..core.progress import track
 from ..core.sections import Split
-from .chunking import decode_latents_long, decode_long, decode_pieces, window_frames
+from .chunking import decode_long, decode_pieces, window_frames
 from .codec import Codec, load_codec_from_info
-from .families.codec_dac import HubDac
+from .latent_coding import latent_coding
 from .store import TokenSplit, TokenStore
 
 
@@ -60,10 +60,7 @@ def _decode(
             None if gains is None else torch.from_numpy(gains),
         )
     stored = torch.from_numpy(rows.latents(clip))
-    if latents == "latents":
-        return decode_latents_long(codec, stored, num_samples, window_frames)
-    assert isinstance(codec, HubDac), "only a DAC has projected latents"
-    return decode_pieces(codec, codec.decode_projected_latents, stored, num_samples, window_frames)
+    return decode_pieces(codec, latent_coding(codec, latents).decode, stored, num_samples, window_frames)
 
 
 def _chosen(store: TokenStore, ids: Sequence[str], split: Split | None) -> list[tuple[TokenSplit, int, str]]:

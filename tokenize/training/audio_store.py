@@ -26,6 +26,7 @@ from ...core.sections import Split
 from ..corpus import Corpus, read_clip
 
 _SCALE = 32768.0
+_NUM_EXAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ class AudioStore:
     def split(self, name: Split) -> list[StoredClip]:
         """The clips of one split."""
         return [clip for clip in self.clips if clip.split == name]
+
+    def examples(self, num_samples: int) -> np.ndarray:
+        """The beginnings `[B, C, num_samples]` of clips from all over the split `train`, float32."""
+        clips = self.split("train")
+        chosen = np.linspace(0, len(clips) - 1, min(len(clips), _NUM_EXAMPLES)).astype(int)
+        return np.stack([self.crop_channels(clips[i], 0, num_samples) for i in chosen])
 
     def crop(self, clip: StoredClip, start: int, num_samples: int) -> np.ndarray:
         """Samples `[num_samples]` of a mono store, float32; as `crop_channels`."""

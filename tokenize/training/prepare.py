@@ -16,11 +16,15 @@ from .audio_store import write_audio_store
 def prepare(recipe: Recipe) -> None:
     """Write `audio/`."""
     assert isinstance(recipe.model, TrainedCodec)
+    model = recipe.model
+    write_audio(recipe, model.sample_rate_hz, model.channels if isinstance(model, VaeModel) else 1)
+
+
+def write_audio(recipe: Recipe, sample_rate: int, channels: int) -> None:
+    """Write `audio/` at this rate, with so many channels; says how many clips were rejected."""
     folder = recipe.folder / "audio"
     corpus = load_corpus(recipe.data)
-    model = recipe.model
-    channels = model.channels if isinstance(model, VaeModel) else 1
-    num_rejected = write_audio_store(folder, corpus, model.sample_rate_hz, recipe.audio, channels)
+    num_rejected = write_audio_store(folder, corpus, sample_rate, recipe.audio, channels)
     if num_rejected:
         print(f"{num_rejected} clips rejected, listed in {folder / 'rejects.jsonl'}", file=sys.stderr)
 

@@ -40,7 +40,6 @@ from .rvq_encodec import build_encodec
 _VALID_CROPS = 32
 _VALID_S = 2
 
-_NUM_EXAMPLES = 64
 _EXAMPLE_SAMPLES = 32000
 
 
@@ -156,10 +155,8 @@ def build_codec(config: RvqModel, examples: Tensor) -> RvqCodec:
 
 def examples(store: AudioStore) -> Tensor:
     """Audio `[B, 1, N]` from all over the training clips, by which a fresh codec is scaled."""
-    clips = store.split("train")
-    length = min(_EXAMPLE_SAMPLES, max(clip.num_samples for clip in clips))
-    chosen = np.linspace(0, len(clips) - 1, min(len(clips), _NUM_EXAMPLES)).astype(int)
-    return torch.from_numpy(np.stack([store.crop(clips[i], 0, length) for i in chosen]))[:, None]
+    longest = max(clip.num_samples for clip in store.split("train"))
+    return torch.from_numpy(store.examples(min(_EXAMPLE_SAMPLES, longest)))
 
 
 class _Validation:

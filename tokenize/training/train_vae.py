@@ -39,7 +39,6 @@ from .reconstruction_terms import LEVEL, ReconstructionTerms
 _VALID_CROPS = 32
 _VALID_S = 2.0
 
-_NUM_EXAMPLES = 64
 _EXAMPLE_S = 2.0
 
 
@@ -138,13 +137,10 @@ def train_vae(recipe: Recipe) -> None:
 
 def _examples(store: AudioStore, config: VaeModel) -> Tensor:
     """Audio `[B, C, N]` from all over the training clips, by which a fresh VAE is scaled."""
-    clips = store.split("train")
     hop = hop_length(config)
-    length = min(round(_EXAMPLE_S * config.sample_rate_hz), max(clip.num_samples for clip in clips))
-    chosen = np.linspace(0, len(clips) - 1, min(len(clips), _NUM_EXAMPLES)).astype(int)
-    return torch.from_numpy(
-        np.stack([store.crop_channels(clips[i], 0, -(-length // hop) * hop) for i in chosen])
-    )
+    longest = max(clip.num_samples for clip in store.split("train"))
+    length = min(round(_EXAMPLE_S * config.sample_rate_hz), longest)
+    return torch.from_numpy(store.examples(-(-length // hop) * hop))
 
 
 class _Validation:
