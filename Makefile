@@ -31,7 +31,7 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	mkdir -p build/types
 	ln -sfn ../.. build/types/tokkata
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p tokkata.core -p tokkata.tokenize -p tokkata.lm -p tokkata.diffusion -p tokkata.eval -m tokkata.cli
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p tokkata.core -p tokkata.tokenize -p tokkata.lm -p tokkata.diffusion -p tokkata.gan -p tokkata.eval -m tokkata.cli
 
 # After a change of core/schema.py.
 schema: $(VENV)/installed

@@ -1,8 +1,8 @@
 """What a recipe can say: every section and setting, with its unit, default and meaning.
 
 The many kinds of corpora, codecs, features and models have files of their own: `schema_corpora.py`,
-`schema_codecs.py`, `schema_features.py`, `schema_models.py`, `schema_diffusion.py`, `schema_generate.py`
-and `schema_trained_codecs.py`.
+`schema_codecs.py`, `schema_features.py`, `schema_models.py`, `schema_diffusion.py`, `schema_gan.py`,
+`schema_generate.py` and `schema_trained_codecs.py`.
 
 A recipe is data. Each class below is one section; the text under a setting becomes its description in
 `recipes/schema.json` and in error messages. This module imports no stage and no torch, so a recipe is
@@ -20,6 +20,7 @@ from .schema_codecs import Codec
 from .schema_corpora import Corpus
 from .schema_diffusion import DIFFUSION_KINDS, DiffusionSection
 from .schema_features import Features
+from .schema_gan import GanSection
 from .schema_generate import SAMPLERS, DiffusionGenerate, Generate, refuse_other_family
 from .schema_models import LanguageModelSection, Model, TransformerModel
 from .schema_trained_codecs import DacModel, EncodecModel, MelVaeModel, TrainedCodec, VaeModel
@@ -246,6 +247,21 @@ class Recipe(Section):
             raise ValueError(
                 f"generate.sampler {generate.sampler} does not go with the objective"
                 f" '{model.objective_kind}', which has {', '.join(known)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_gan(self) -> Self:
+        model = self.model
+        if not isinstance(model, GanSection):
+            return self
+        if self.codec is None or (not model.uses_codec and self.codec.kind != "linear"):
+            what = "a codec's latents: add a section 'codec'" if model.uses_codec else "samples as they are"
+            how = "" if model.uses_codec else ": set codec to {kind: linear, sample_rate_hz: 16000}"
+            raise ValueError(f"a {model.kind} is trained on {what}{how}")
+        if self.tokenize.store == "codes":
+            raise ValueError(
+                f"a {model.kind} is trained on numbers, but tokenize.store is 'codes': set it to 'latents'"
             )
         return self
 

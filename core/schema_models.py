@@ -14,6 +14,15 @@ from pydantic import (
 
 from .schema_conditions import ModelCondition
 from .schema_diffusion import ConsistencyModel, DitModel, StableAudioModel, UNetModel
+from .schema_gan import (
+    DarkGanModel,
+    DrumGanModel,
+    GanSynthModel,
+    MusikaModel,
+    SpecGanModel,
+    VqcpcGanModel,
+    WaveGanModel,
+)
 from .schema_trained_codecs import DacModel, EncodecModel, MelVaeModel, VaeModel
 from .sections import NOT_BOOL, OPERATIONAL, PositiveInt, Section
 
@@ -287,6 +296,13 @@ Model = Annotated[
     | DacModel
     | EncodecModel
     | VaeModel
-    | MelVaeModel,
+    | MelVaeModel
+    | WaveGanModel
+    | SpecGanModel
+    | GanSynthModel
+    | DrumGanModel
+    | DarkGanModel
+    | VqcpcGanModel
+    | MusikaModel,
     Field(discriminator="kind"),
 ]

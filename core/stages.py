@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .schema import Recipe, TrainedCodec
 from .schema_diffusion import ConsistencyModel, DiffusionSection, TrainedSection
+from .schema_gan import DarkGanModel, GanSection, VqcpcGanModel
 
 SAMPLE_CODES = "codes.safetensors"
 """Beside generated clips: their tokens, codes [K, T] under each file's name."""
@@ -65,6 +66,20 @@ DISTILLATION_STAGES = tuple(
     for stage in DIFFUSION_STAGES
 )
 
+GAN_STAGES = (
+    _TOKENIZE,
+    dataclasses.replace(_TRAIN, module="tokkata.gan.train", function="train_gan"),
+    dataclasses.replace(_GENERATE, module="tokkata.gan.sample"),
+    _EVAL,
+)
+
+
+def _heard_stages(sections: tuple[str, ...], output: str) -> tuple[Stage, ...]:
+    """Those of an adversarial model that is told what another network has heard."""
+    prepare = Stage("prepare", "tokkata.gan.prepare", "prepare", sections, (output,), "tokenize")
+    return (_TOKENIZE, prepare, dataclasses.replace(GAN_STAGES[1], after="prepare"), *GAN_STAGES[2:])
+
+
 _CODEC_PROGRAMS = {
     "dac": ("tokkata.tokenize.training.train_codec", "train_codec"),
     "encodec": ("tokkata.tokenize.training.train_codec", "train_codec"),
@@ -102,4 +117,10 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
         return DISTILLATION_STAGES
     if isinstance(model, TrainedSection) and model.from_audio:
         return FROM_AUDIO_STAGES
+    if isinstance(model, DarkGanModel):
+        return _heard_stages(("model.teacher",), "teacher")
+    if isinstance(model, VqcpcGanModel):
+        return _heard_stages(("model.encoder", "model.representation"), "encoder")
+    if isinstance(model, GanSection):
+        return GAN_STAGES
     return DIFFUSION_STAGES if isinstance(model, DiffusionSection) else TOKEN_MODEL_STAGES

@@ -1,0 +1,266 @@
+"""Stage `train` of an adversarial model's run: a generator and its discriminator, in the shared loop.
+
+    python -m tokkata.gan.train RECIPE
+    accelerate launch -m tokkata.gan.train RECIPE
+
+In every step the discriminator learns from real clips and from what the generator makes; in every
+`model.discriminator_steps`-th, the generator learns what the discriminator then says of new clips.
+
+Shapes: B batch, D latent width of the codec, T frames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..core.conditions import GivenConditions
+from ..core.errors import UserError
+from ..core.files import atomic_folder
+from ..core.job import Batch, Job, Loss, Phase
+from ..core.loop import train
+from ..core.optimizer import adamw
+from ..core.run import is_main_process, stage_main
+from ..core.schema import Recipe, Train
+from ..core.schema_gan import GanSection, ProgressiveSection
+from ..tokenize.codec import Codec, load_codec_from_info
+from ..tokenize.features.clip_conditions import from_batch
+from ..tokenize.latent_coding import latent_coding
+from ..tokenize.store import TokenStore
+from .batches import DRAWS, MIX, NOISE, OTHER_NOISE, REAL, STEP, GanBatches, draw_noise, fixed_clips
+from .build import make_discriminator
+from .card import write_card
+from .collapse import Collapse, collapse_statistics
+from .family import Discriminator, Verdict
+from .gan_model import GanConfig, GanModel
+from .growth import level_of
+from .losses import HeadKind, head_loss, make_game
+from .told import ClipTold, what_to_tell
+
+MODEL, DISCRIMINATOR = "model", "discriminator"
+"""The modules of the job."""
+
+_EXAMPLES = 128  # clips by which a representation is scaled
+_VALID_CLIPS = 32  # the same ones in every validation
+
+
+def train_gan(recipe: Recipe) -> None:
+    """Write `checkpoints/`, `logs/` and `model/`."""
+    section, config = recipe.model, recipe.train
+    assert isinstance(section, GanSection)
+    store = TokenStore(recipe.folder / "tokens")
+    store.require("latents", "an adversarial model")
+    split = store.split("train")
+    if not len(split):
+        raise UserError("there are no clips in the split 'train': lower the fractions held out, or add audio")
+    num_frames = max(1, round(config.crop_s * store.info.frame_rate))
+    told = what_to_tell(section, store, split, recipe.folder)
+    torch.manual_seed(config.seed)
+    model = GanModel(
+        GanConfig(
+            section=section,
+            codec=dataclasses.asdict(store.info),
+            num_frames=num_frames,
+            conditions=told.conditions,
+            heads=told.heads,
+            descriptor_scale=told.descriptor_scale,
+        )
+    )
+    clips = ClipTold(store, split, model.config, recipe.folder)
+    network = make_discriminator(section, model.shape, model.config.conditions)
+    batches = GanBatches(clips, model.generator, model.shape.num_frames, network.num_draws, config)
+    model.fit(batches.examples(_EXAMPLES))
+    step = GanStep(model, section, config)
+    discriminator_optimizer = adamw(network, config)
+    for group in discriminator_optimizer.param_groups:
+        group["lr_scale"] = (section.discriminator_lr or config.lr) / config.lr
+    valid = store.split("valid")
+    held_out = ClipTold(store, valid, model.config, recipe.folder) if len(valid) else None
+    train(
+        Job(
+            modules={MODEL: model, DISCRIMINATOR: Judge(network)},
+            phases=[
+                Phase(DISCRIMINATOR, DISCRIMINATOR, discriminator_optimizer, step.discriminator_loss),
+                Phase(
+                    "generator",
+                    MODEL,
+                    adamw(model, config),
+                    step.generator_loss,
+                    every=section.discriminator_steps,
+                ),
+            ],
+            averaged=MODEL,
+            batch=batches.batch,
+            validate=Validation(held_out, model, recipe),
+            save=lambda module, scores: save(module, recipe, scores),
+            unit="clips",
+            unused_parameters=model.generator.num_levels > 1,
+        ),
+        config,
+        recipe.folder,
+    )
+
+
+class Judge(nn.Module):
+    """A discriminator and all images of a step: wrappers count on one forward pass for a backward pass."""
+
+    def __init__(self, network: Discriminator) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, images: list[Tensor], told: GivenConditions, draws: Tensor, level: float
+    ) -> list[Verdict]:
+        """A verdict on each of up to three images; `draws` `[B, 3 n]` are theirs one after another."""
+        share = draws.chunk(3, dim=1)
+        return [self.network(image, told, part, level) for image, part in zip(images, share, strict=False)]
+
+
+class GanStep:
+    """The losses of both phases."""
+
+    def __init__(self, model: GanModel, section: GanSection, config: Train) -> None:
+        self._section, self._config = section, config
+        self._conditions = model.config.conditions
+        self._heads: Mapping[str, HeadKind] = model.config.heads
+        self._num_levels = model.generator.num_levels
+        self._game = make_game(section.loss)
+
+    def level(self, step: int) -> float:
+        """How far a growing network has grown: a function of the real clips seen before this step."""
+        if not isinstance(self._section, ProgressiveSection):
+            return 0.0
+        seen = step * self._config.batch_size
+        return level_of(seen, self._num_levels, self._section.images_per_phase)
+
+    def discriminator_loss(self, modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
+        """Of real clips, clips that the generator makes, and what lies between them."""
+        game, told = self._game, from_batch(batch)
+        model = _bare(modules[MODEL])
+        network = _bare(modules[DISCRIMINATOR]).network
+        assert isinstance(model, GanModel)
+        assert isinstance(network, Discriminator)
+        level = self.level(int(batch[STEP]))
+        with torch.no_grad():
+            model.level.fill_(level)
+            real = network.at_level(model.encode(batch[REAL]), level)
+            made = model(batch[NOISE], told, level)
+        images = [real.requires_grad_(game.needs_real_gradient), made]
+        if game.needs_mixture:
+            share = batch[MIX].reshape(-1, *[1] * (real.ndim - 1))
+            images.append(torch.lerp(real, made, share).requires_grad_())
+        verdicts: list[Verdict] = modules[DISCRIMINATOR](images, told, batch[DRAWS], level)
+        of_real, of_made = verdicts[0], verdicts[1]
+        metrics = {
+            "real": _mean(of_real.scores),
+            "made": _mean(of_made.scores),
+            "verdict": game.discriminator(of_real.scores, of_made.scores),
+        }
+        terms = [metrics["verdict"]]
+        if game.needs_mixture:
+            metrics["penalty"] = game.gradient_penalty(verdicts[2].scores, images[2])
+            terms.append(metrics["penalty"])
+        if game.needs_real_gradient:
+            metrics["r1"] = game.r1(of_real.scores, real)
+            terms.append(metrics["r1"])
+        terms.append(game.drift(of_real.scores))
+        heads = head_loss(self._conditions, self._heads, of_real.heads, told)
+        terms += [self._section.head_weight * one for one in heads.values()]
+        return self._loss(terms, metrics | heads, batch)
+
+    def generator_loss(self, modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
+        """Of what the discriminator says of new clips."""
+        told = from_batch(batch)
+        network = _bare(modules[DISCRIMINATOR]).network
+        assert isinstance(network, Discriminator)
+        level = self.level(int(batch[STEP]))
+        made = modules[MODEL](batch[OTHER_NOISE], told, level)
+        with _frozen(network):
+            verdict: Verdict = network(made, told, batch[DRAWS].chunk(3, dim=1)[0], level)
+        heads = head_loss(self._conditions, self._heads, verdict.heads, told)
+        verdict_loss = self._game.generator(verdict.scores)
+        terms = [verdict_loss, *(self._section.head_weight * one for one in heads.values())]
+        return self._loss(terms, {"verdict": verdict_loss, **heads}, batch)
+
+    @staticmethod
+    def _loss(terms: list[Tensor], metrics: dict[str, Tensor], batch: Batch) -> Loss:
+        weight = torch.tensor(float(len(batch[REAL])), device=batch[REAL].device)
+        return Loss(torch.stack(terms).sum(), weight, metrics)
+
+
+class Validation:
+    """Whether the generator still makes different sounds, from the same noise and conditions every time."""
+
+    def __init__(self, told: ClipTold | None, model: GanModel, recipe: Recipe) -> None:
+        section = recipe.model
+        assert isinstance(section, GanSection)
+        self._watch = Collapse(section.collapse, recipe.folder / "checkpoints")
+        self._settings = section.collapse
+        self._told = told
+        if told is None:
+            if is_main_process():
+                print("train: the split 'valid' has no clips, so there is no validation", file=sys.stderr)
+            return
+        latents, self._given = fixed_clips(told, _VALID_CLIPS)
+        generators = [torch.Generator().manual_seed(row) for row in range(len(latents))]
+        self._noise = draw_noise(model.generator, model.shape.num_frames, generators)
+        self._codec = load_codec_from_info(model.config.codec_info)
+        self._real = _audio(self._codec, model, latents)
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """The shares of clips that are silent and that are clicks, and how different clips are."""
+        if self._told is None or not len(self._noise):
+            return {}
+        assert isinstance(model, GanModel)
+        given = {name: one.to(model.device) for name, one in self._given.items()}
+        latents = model.make(self._noise.to(model.device), given, model.config.num_frames)
+        made = _audio(self._codec, model, latents.cpu())
+        found = collapse_statistics(made, self._real, self._codec.sample_rate, self._settings)
+        self._watch.see(found)
+        return found.scores()
+
+
+def _audio(codec: Codec, model: GanModel, latents: Tensor) -> Tensor:
+    """Latents `[B, D, T]` as mono samples `[B, N]`."""
+    audio: Tensor = latent_coding(codec, model.config.codec_info.latents).decode(latents)
+    return audio.mean(1)
+
+
+def save(model: nn.Module, recipe: Recipe, scores: dict[str, float]) -> None:
+    """Write the finished model and its card."""
+    assert isinstance(model, GanModel)
+    with atomic_folder(recipe.folder / "model") as partial:
+        model.save_pretrained(partial)
+        write_card(partial / "README.md", recipe, model, scores)
+
+
+def _mean(scores: list[Tensor]) -> Tensor:
+    return torch.stack([one.mean() for one in scores]).mean()
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """Without a wrapper that would exchange gradients."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+@contextlib.contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No gradient for the weights of `module`, though there is one through it."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+if __name__ == "__main__":
+    stage_main("train", train_gan)
