@@ -5,9 +5,9 @@ Shapes: B batch, D latent width, T frames of the codec, N samples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from huggingface_hub import ModelCard
@@ -21,13 +21,11 @@ from ..core.schema_gan import GanModelSection, GanSection
 from ..tokenize.codec import CodecInfo
 from .build import make_generator
 from .family import Shape
+from .losses import HeadKind
 from .representation import Latents, Representation, make_representation
 
 KIND = "gan"
 """What `config.json` calls such a model."""
-
-HeadKind = Literal["cross_entropy", "binary_cross_entropy", "squared_error"]
-"""How the discriminator's opinion of a condition is compared with what a clip was told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +44,8 @@ class GanConfig:
     """Of each condition."""
     descriptor_scale: Mapping[str, Any] | None = None
     """What lies between 0 and 1 of each descriptor, where the model is told any."""
+    examples: Sequence[Mapping[str, Any]] = ()
+    """What some training clips are told (`examples.py`): where a new clip is told less, the rest is theirs."""
 
     @property
     def codec_info(self) -> CodecInfo:
@@ -67,6 +67,7 @@ class GanConfig:
             "conditions": self.conditions.to_list(),
             "heads": dict(self.heads),
             "descriptor_scale": None if self.descriptor_scale is None else dict(self.descriptor_scale),
+            "examples": [dict(one) for one in self.examples],
         }
 
     @classmethod
@@ -80,6 +81,7 @@ class GanConfig:
             "conditions",
             "heads",
             "descriptor_scale",
+            "examples",
         }
         if values.keys() != known or values["kind"] != KIND:
             raise UserError(
@@ -99,6 +101,7 @@ class GanConfig:
             conditions=Conditions.from_list(values["conditions"]),
             heads=values["heads"],
             descriptor_scale=values["descriptor_scale"],
+            examples=values["examples"],
         )
 
 
@@ -154,7 +157,7 @@ class GanModel(SavedModel):
 
     @torch.no_grad()
     def make(self, noise: Tensor, told: GivenConditions, num_frames: int | None = None) -> Tensor:
-        """Latents `[B, D, num_frames]` of the codec from noise `[B, …]`, at the level that it has grown to."""
+        """Latents `[B, D, num_frames]` of the codec from noise `[B, …]`, at its level."""
         return self.decode(self(noise, told, float(self.level)), num_frames)
 
     def untrained(self) -> GanModel:

@@ -60,7 +60,7 @@ def train_gan(recipe: Recipe) -> None:
     if not len(split):
         raise UserError("there are no clips in the split 'train': lower the fractions held out, or add audio")
     num_frames = max(1, round(config.crop_s * store.info.frame_rate))
-    told = what_to_tell(section, store, split, recipe.folder)
+    told = what_to_tell(section, store, split, recipe.folder, num_frames)
     torch.manual_seed(config.seed)
     model = GanModel(
         GanConfig(
