@@ -87,7 +87,6 @@ class TrainingLog:
             key = prefix + name
             self._sums[key] = self._sums[key] + value if key in self._sums else value
             self._weights[key] = self._weights[key] + weight if key in self._weights else weight
-        self._first_key = next(iter(self._sums))
 
     def write(self, step: int, lr: float) -> None:
         """Write the averages since the last line, and move the bar."""
@@ -99,12 +98,14 @@ class TrainingLog:
         row["lr"] = lr
         row["skipped_steps"] = self._skipped
         if self._sums:
-            weight = float(self._weights[self._first_key])
+            # Of phases that run in some steps only, the weights do not count what the steps have read.
+            main = max(self._weights, key=lambda name: float(self._weights[name]))
+            weight = float(self._weights[main])
             row[f"{self._unit}_per_s"] = round(weight / (now - self._last_time), 1)
             if self._mfu_per_speed is not None:
                 row["mfu"] = round(weight / (now - self._last_time) * self._mfu_per_speed, 4)
             speed = f"{row[f'{self._unit}_per_s']:,.0f} {self._unit}/s"
-            text = f"train  loss {row[self._first_key]:.3f}{self._validation}  {speed}"
+            text = f"train  loss {row[main]:.3f}{self._validation}  {speed}"
             self._progress.update(self._task, completed=step, description=text)
         self._write_row(row)
         self._sums, self._weights, self._last_time = {}, {}, now

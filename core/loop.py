@@ -1,7 +1,7 @@
-"""The one training loop: language models, codecs, diffusion models and GANs hand it phases.
+"""The one training loop: language models, codecs, diffusion models and GANs hand it a job.
 
-A *phase* is one optimizer and the loss that it minimises; a GAN has two. One *step* runs every phase once
-on one global batch of `train.batch_size` clips.
+One *step* runs every phase of a job (`job.py`) once, or those whose turn it is, on one global batch of
+`train.batch_size` clips.
 
 Three properties hold by construction rather than by bookkeeping:
 
@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -32,6 +32,7 @@ from .blocks import prepare_blocks
 from .checkpoint import load_newest_checkpoint, save_checkpoint
 from .divergence import Divergence
 from .errors import UserError
+from .job import Batch, Job, Phase
 from .log import TrainingLog
 from .mfu import mfu_per_speed
 from .optimizer import learning_rate
@@ -41,69 +42,6 @@ from .sharding import gather_whole, is_sharded, local_tensors, without_weights
 
 # After this many steps in a row without a finite gradient, going on only burns time.
 MAX_SKIPPED_IN_A_ROW = 50
-
-Batch = dict[str, Tensor]
-
-
-@dataclass
-class Loss:
-    """What a phase minimises, for one micro-batch."""
-
-    mean: Tensor  # scalar, differentiable
-    weight: Tensor  # scalar: how many elements `mean` is the mean of
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    """Scalars for the log, averaged with the same weight."""
-    carried: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the next step's batch finds under these names in the same rows; see `Job.carried`."""
-    made: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the later phases of this step, and `Job.after_step`, find under these names in the same
-    micro-batch, without gradient: what a generator has made, for its discriminator."""
-
-
-@dataclass
-class Phase:
-    """One optimizer and its loss."""
-
-    name: str
-    module: str
-    """Which of the job's modules the optimizer updates."""
-    optimizer: torch.optim.Optimizer
-    loss: Callable[[Mapping[str, nn.Module], Batch], Loss]
-    first_step: int = 0
-    """The phase is left out of the steps before this one."""
-    clip_grad_norm: float | None = None
-    """None: `train.clip_grad_norm`."""
-    watched: str | None = None
-    level: str | None = None
-    """The metrics by which a run that diverges or falls silent is noticed and ended (`divergence.py`)."""
-
-
-@dataclass
-class Job:
-    """What a family of models hands to the loop."""
-
-    modules: dict[str, nn.Module]
-    phases: list[Phase]
-    averaged: str
-    """The module whose weights are averaged, validated and saved."""
-    batch: Callable[[int, range], Batch]
-    """(step, rows of the global batch) → tensors on the CPU; a pure function."""
-    validate: Callable[[nn.Module], dict[str, float]]
-    """Scores of the averaged module on held-out data; `loss` is shown on the progress bar. Every process
-    calls it, and each must call the module equally often: FSDP needs all of them for a forward pass."""
-    save: Callable[[nn.Module, dict[str, float]], None]
-    """Write the finished model from the averaged module and its last validation, in the first process."""
-    unit: str
-    """What `Loss.weight` counts, in the plural: `tokens`, `clips`."""
-    carried: dict[str, Tensor] = field(default_factory=dict)
-    """What a recurrent model carries from one step to the next (truncated back-propagation), as it is before
-    the first step: `[batch_size, …]` each. Every micro-batch has its rows of these beside what `batch` made,
-    and `Loss.carried` replaces them. Where a recording begins, `batch` has to say so."""
-    after_step: Callable[[int, list[Batch]], Mapping[str, Tensor]] | None = None
-    """Called with the step's number and this process's micro-batches when all phases are done: what changes
-    weights without a gradient, alike in all processes. Returns scalars for the log."""
-    flops_per_unit: float | None = None
-    """Model FLOPs, forward and backward, for one `unit` (see `mfu.py`); None: no MFU in the log."""
 
 
 @dataclass
@@ -204,7 +142,7 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
     does not answer, and `UserError` when the loss stays non-finite or diverges, or when this machine cannot
     do what is asked.
     """
-    accelerator = start_accelerator(config)
+    accelerator = start_accelerator(config, unused_parameters=job.unused_parameters)
     device = accelerator.device
     rows = process_rows(
         config.batch_size, accelerator.num_processes, accelerator.process_index, config.grad_accumulation
@@ -241,10 +179,12 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
                     {name: t.to(device) for name, t in job.batch(step, r).items()} | rows_carried
                     for r, rows_carried in zip(rows, carried, strict=True)
                 ]
-                for phase in [phase for phase in job.phases if step >= phase.first_step]:
+                all_taken = True
+                for phase in [phase for phase in job.phases if phase.runs_in(step)]:
                     for group in phase.optimizer.param_groups:
                         group["lr"] = learning_rate(config, step) * group.get("lr_scale", 1.0)
                     result = _run_phase(accelerator, phase, modules, batches, config.clip_grad_norm)
+                    all_taken &= result.taken
                     if result.taken:  # else what is carried may be not finite either
                         carried = [old | new for old, new in zip(carried, result.carried, strict=True)]
                         if phase.name in watches:
@@ -261,7 +201,7 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
                             " lower train.lr or look at the data;"
                             f" the newest checkpoint is kept in {checkpoints}"
                         )
-                if job.after_step is not None and not any(skipped_in_a_row.values()):
+                if job.after_step is not None and all_taken:
                     log.add("", dict(job.after_step(step, batches)), torch.ones(()), skipped=False)
                 step += 1
                 average.update(step)

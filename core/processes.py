@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import bfloat16, float32
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -20,8 +20,10 @@ from .run import num_processes
 from .schema import Train
 
 
-def start_accelerator(config: Train) -> Accelerator:
+def start_accelerator(config: Train, *, unused_parameters: bool = False) -> Accelerator:
     """Accelerate, as its own launcher and config file have set it up.
+
+    `unused_parameters`: see `Job`.
 
     Raises `UserError` for what would otherwise be ignored in silence: a precision that this machine cannot
     compute in, fewer processes than the launcher was asked for, and FSDP where there is none.
@@ -34,7 +36,10 @@ def start_accelerator(config: Train) -> Accelerator:
     try:
         accelerator = Accelerator(
             mixed_precision=config.precision,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s))],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s)),
+                DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
+            ],
             fsdp_plugin=_fsdp_plugin(config) if asks_for_fsdp else None,
         )
     except ValueError as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.loop import Batch
+from ..core.job import Batch
 from ..core.sampler import CropSampler
 from ..tokenize.codec import Codec, CodecInfo
 from ..tokenize.families.codec_oobleck import HubOobleck

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from ..core.conditions import GivenConditions, hide_all, join
 from ..core.errors import UserError
-from ..core.loop import Batch, Job, Phase, train
+from ..core.job import Batch, Job, Phase
+from ..core.loop import train
 from ..core.optimizer import adamw
 from ..core.run import stage_main
 from ..core.schema import Recipe

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..core.conditions import GivenConditions, condition_coins
-from ..core.loop import Batch, step_seed
+from ..core.job import Batch
+from ..core.loop import step_seed
 from ..core.sampler import CropSampler
 from ..core.schema import Train
 from ..tokenize.families.codec_oobleck import Posterior

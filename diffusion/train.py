@@ -17,7 +17,8 @@ from torch import nn
 
 from ..core.errors import UserError
 from ..core.files import atomic_folder
-from ..core.loop import Batch, Job, Loss, Phase, train
+from ..core.job import Batch, Job, Loss, Phase
+from ..core.loop import train
 from ..core.optimizer import adamw
 from ..core.run import is_main_process, stage_main
 from ..core.schema import Recipe

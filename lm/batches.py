@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..core.conditions import Conditions, GivenConditions
-from ..core.loop import Batch
+from ..core.job import Batch
 from ..tokenize.features.clip_conditions import ClipConditions, to_batch
 from ..tokenize.store import TokenSplit, TokenStore
 

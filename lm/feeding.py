@@ -16,7 +16,8 @@ import torch
 
 from ..core.conditions import Conditions, condition_coins
 from ..core.errors import UserError
-from ..core.loop import Batch, step_seed
+from ..core.job import Batch
+from ..core.loop import step_seed
 from ..core.packed_sampler import PackedSampler
 from ..core.sampler import ConsecutiveSampler, CropSampler
 from ..core.schema import Train

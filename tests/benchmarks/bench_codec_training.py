@@ -31,7 +31,8 @@ from dac.model.discriminator import Discriminator
 from dac.nn.loss import GANLoss, L1Loss, MelSpectrogramLoss, MultiScaleSTFTLoss
 from torch import Tensor, nn
 
-from tokkata.core.loop import Batch, Job, Loss, Phase, step_seed, train
+from tokkata.core.job import Batch, Job, Loss, Phase
+from tokkata.core.loop import step_seed, train
 from tokkata.core.recipe import load_recipe
 from tokkata.core.schema import Recipe
 from tokkata.tokenize.training.adversarial import DISCRIMINATOR, Adversary

@@ -27,10 +27,12 @@ from torch.distributed.fsdp import FSDPModule
 
 from tokkata.core import processes
 from tokkata.core.files import read_jsonl, write_json
-from tokkata.core.loop import Job, Loss, Phase, train
+from tokkata.core.job import Job, Loss, Phase
+from tokkata.core.loop import train
 from tokkata.core.optimizer import adamw
 from tokkata.core.run import stage_main
 from tokkata.core.schema import Train
+from tokkata.tests.core.toy_game import game_job
 
 NUM_ROWS = 64
 CHUNK = 5  # steps of a recurrent network in one training step
@@ -173,7 +175,8 @@ def _job(net, config, batch, validate, loss):
 def train_toy(folder, config, toy=None, at_step=lambda step: None, change=lambda job: None):
     """Train in `folder`; returns what a finished run has left there."""
     toy = toy or Toy()
-    job = {"blocks": block_job, "recurrent": recurrent_job}[toy.kind](config, toy, at_step)
+    jobs = {"blocks": block_job, "recurrent": recurrent_job, "game": game_job}
+    job = jobs[toy.kind](config, toy, at_step)
     change(job)
 
     def save(module, scores):

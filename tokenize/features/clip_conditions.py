@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ...core.conditions import Condition, Conditions, Given, GivenConditions, label_condition
 from ...core.errors import UserError
+from ...core.job import Batch
 from ...core.label import Label
-from ...core.loop import Batch
 from ...core.schema_conditions import ModelCondition
 from ..store import TokenSplit, TokenStore
 

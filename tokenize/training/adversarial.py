@@ -6,7 +6,7 @@ ones after HiFi-GAN (arXiv:2010.05646) and ones of complex spectrograms in bands
 its normalisation), summed as the package does.
 
 In a step the generator's phase comes first. Its output is then handed, without gradient, to the
-discriminators' phase (`core.loop.Loss.made`): one forward pass of the generator serves both, whatever the
+discriminators' phase (`core.job.Loss.made`): one forward pass of the generator serves both, whatever the
 number of micro-batches and processes.
 
 Shapes: B batch, C channels, N samples.
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 from torch.nn.parallel import DistributedDataParallel
 
-from ...core.loop import Batch, Loss, Phase
+from ...core.job import Batch, Loss, Phase
 from ...core.optimizer import adamw
 from ...core.schema import Train
 from ...core.schema_trained_codecs import Adversarial

@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from ...core.loop import Batch
+from ...core.job import Batch
 from ...core.schema_trained_codecs import Balancer
 
 NORMS = "gradient_norms"

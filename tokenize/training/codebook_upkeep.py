@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor
 
-from ...core.loop import Batch
+from ...core.job import Batch
 from ...core.schema_trained_codecs import DeadCodes
 from ..fidelity import codebook_use
 from .rvq import RvqCodec
@@ -29,7 +29,7 @@ _USE_DECAY = 0.99
 
 
 class CodebookUpkeep:
-    """A job's `after_step` (see `core.loop`)."""
+    """A job's `after_step` (see `core.job`)."""
 
     def __init__(self, codec: RvqCodec, config: DeadCodes | None, seed: int) -> None:
         self._codec = codec
