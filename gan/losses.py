@@ -131,7 +131,7 @@ class Wasserstein(Game):
 
 
 class Hinge(Game):
-    """Scores beyond ±1 on the right side cost nothing (arXiv:1705.02894, sec. 3)."""
+    """Scores beyond ±1 on the right side cost nothing (arXiv:1705.02894)."""
 
     def _of_real(self, score: Tensor) -> Tensor:
         return F.relu(1 - score)
