@@ -173,7 +173,7 @@ class MusikaGenerator(Generator):
 
     def phase(self, noise: Tensor) -> Tensor:
         """Frames between an anchor and the clips' first frame, `[B]` int64, evenly below `anchor_frames`."""
-        share = torch.special.ndtr(noise[:, 0, self.style_dim].float())
+        share: Tensor = torch.special.ndtr(noise[:, 0, self.style_dim].float())
         return (share * self.anchor_frames).long().clamp(max=self.anchor_frames - 1)
 
     def _num_anchors(self, num_frames: int) -> int:
@@ -212,7 +212,8 @@ class MusikaGenerator(Generator):
             """At the middles of frames of `step` frames of the image."""
             local = torch.arange(first, stop, device=noise.device) * (2 * step) + step - 1
             found = self.coordinates(noise, (2 * origin[..., None] + local).flatten(1), first_anchor)
-            return found.unflatten(2, (len(starts), stop - first)).transpose(1, 2).flatten(0, 1)
+            by_window = found.reshape(len(noise), self.coordinate_dim, len(starts), stop - first)
+            return by_window.transpose(1, 2).flatten(0, 1)
 
         spans = self._spans(num_frames)
         step = self.lowest_frames
@@ -225,7 +226,7 @@ class MusikaGenerator(Generator):
                 x = _twice_the_frames(self.ups[i - 1](x))[:, :, first - below : stop - below]
             x = block(x, coordinates(first + 1, stop - 1, step), style)
         made: Tensor = self.end(F.silu(_normed(x)))
-        return made.unflatten(0, (len(noise), len(starts)))
+        return made.reshape(len(noise), len(starts), *made.shape[1:])
 
 
 class DrawnNoise:
@@ -360,4 +361,4 @@ def _normed(x: Tensor) -> Tensor:
 
 def _twice_the_frames(x: Tensor) -> Tensor:
     """`[B, C, 2 T]` of `[B, 2 C, T]`: neighbouring channels become neighbouring frames."""
-    return x.unflatten(1, (-1, 2)).transpose(2, 3).flatten(2)
+    return x.reshape(len(x), -1, 2, x.shape[2]).transpose(2, 3).flatten(2)
