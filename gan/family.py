@@ -130,7 +130,7 @@ class ConditionVector(nn.Module):
 
     def split(self, joined: Tensor) -> dict[str, Tensor]:
         """What one layer of width `dim` says of each condition, `[B, dim]`, as `Verdict.heads` has it."""
-        parts = joined.split(self.widths, dim=1)
+        parts = torch.split(joined, self.widths, dim=1)
         return {
             c.name: part if c.kind == "label" else part[:, 0]
             for c, part in zip(self.conditions, parts, strict=True)

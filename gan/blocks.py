@@ -1,0 +1,131 @@
+"""Layers of networks that grow: equalised learning rates, pixel norm, deviations within a batch, resolutions.
+
+They are those of arXiv:1710.10196. Everything but `minibatch_deviation` looks at each clip alone.
+
+Shapes: B batch, C channels, F frequencies, T frames.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEAK = 0.2
+"""Slope of leaky ReLUs below 0 (arXiv:1710.10196, app. A.1)."""
+
+HE_GAIN = math.sqrt(2)
+"""Of layers before a ReLU (arXiv:1502.01852, eq. 10)."""
+
+_EPS = 1e-8
+
+
+# Equalised learning rate: arXiv:1710.10196, sec. 4.1. Optimisers that divide by the size of gradients move
+# all weights at one rate; that suits all layers if all weights have the same scale.
+class EqualConv2d(nn.Module):
+    """A convolution whose weights are N(0, 1) and are multiplied by `gain / sqrt(fan_in)` when they are used.
+
+    The output has the input's size, but for frames if `pad_time` is False: `kernel[1] - 1` fewer then.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, int] = (3, 3),
+        *,
+        pad_time: bool = True,
+        gain: float = HE_GAIN,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.scale = gain / math.sqrt(in_channels * kernel[0] * kernel[1])
+        self.padding = (kernel[0] // 2, kernel[1] // 2 if pad_time else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C_in, F, T]` to `[B, C_out, F, T]`."""
+        return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
+
+
+class EqualLinear(nn.Module):
+    """A linear layer whose weights are N(0, 1), multiplied by `gain / sqrt(fan_in)` when they are used."""
+
+    def __init__(self, in_features: int, out_features: int, *, gain: float = HE_GAIN) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.scale = gain / math.sqrt(in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[…, in_features]` to `[…, out_features]`."""
+        return F.linear(x, self.weight * self.scale, self.bias)
+
+
+def leaky(x: Tensor) -> Tensor:
+    """Leaky ReLU; it may overwrite what it is given, which is a layer's output."""
+    return F.leaky_relu_(x, LEAK)
+
+
+# arXiv:1710.10196, sec. 4.2.
+def pixel_norm(x: Tensor) -> Tensor:
+    """`x` `[B, C, …]` with mean square 1 over C at each place, whatever there is at others."""
+    return x * (x.square().mean(1, keepdim=True) + _EPS).rsqrt()
+
+
+# arXiv:1710.10196, sec. 3; in groups, as the published code of StyleGAN (arXiv:1812.04948) has it.
+def minibatch_deviation(x: Tensor, parts: int, largest_group: int = 4) -> Tensor:
+    """`x` `[B, C, …]` with one more channel: how much clips of a group differ, averaged over all numbers.
+
+    The batch is `parts` batches of equal size one after another, and each of those is cut into groups of
+    consecutive clips. A group is as many clips as divide both a part and `largest_group`. Micro-batches and
+    processes that hold a multiple of `largest_group` clips thus find what one process finds with all of them;
+    with another number of clips their groups are smaller, and the verdict is another one. A group of one clip
+    has no deviation: the channel is 0 then.
+    """
+    size = math.gcd(len(x) // parts, largest_group)
+    if size == 1:
+        return torch.cat([x, x.new_zeros(len(x), 1, *x.shape[2:])], dim=1)
+    groups = x.reshape(-1, size, *x.shape[1:]).float()
+    deviation = (groups.var(1, correction=0) + _EPS).sqrt().flatten(1).mean(1)
+    channel = deviation.to(x).repeat_interleave(size).view(-1, 1, *[1] * (x.ndim - 2))
+    return torch.cat([x, channel.expand(-1, 1, *x.shape[2:])], dim=1)
+
+
+class Convolutions(nn.Module):
+    """Convolutions 3x3 from each of `widths` to the next, each with a leaky ReLU and perhaps pixel norm."""
+
+    def __init__(self, widths: Sequence[int], *, norm: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EqualConv2d(a, b) for a, b in pairwise(widths))
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, widths[0], F, T]` to `[B, widths[-1], F, T]`."""
+        for layer in self.layers:
+            x = leaky(layer(x))
+            x = pixel_norm(x) if self.norm else x
+        return x
+
+
+def enlarge(x: Tensor, factor: tuple[int, int] = (2, 2)) -> Tensor:
+    """`[B, C, F, T]` with every number repeated `factor` times over frequencies and frames."""
+    return F.interpolate(x, scale_factor=(float(factor[0]), float(factor[1])), mode="nearest")
+
+
+def shrink(x: Tensor, factor: tuple[int, int] = (2, 2)) -> Tensor:
+    """`[B, C, F, T]` averaged over rectangles: what `enlarge` has made becomes what it was."""
+    return x if factor == (1, 1) else F.avg_pool2d(x, factor)
+
+
+def fade(level: float, low: Callable[[], Tensor], high: Tensor) -> Tensor:
+    """`high`, or, on the way to a new resolution, so much of it as belongs to `level` and `low` for the rest.
+
+    `low` is not called at whole levels, where nothing of it would be left (arXiv:1710.10196, fig. 2).
+    """
+    share = level - math.floor(level)
+    return high if share == 0 else torch.lerp(low(), high, share)
