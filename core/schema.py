@@ -20,8 +20,15 @@ from .schema_codecs import Codec
 from .schema_corpora import Corpus
 from .schema_diffusion import DIFFUSION_KINDS, DiffusionSection
 from .schema_features import Features
-from .schema_gan import GanSection
-from .schema_generate import SAMPLERS, DiffusionGenerate, Generate, refuse_other_family
+from .schema_gan import GAN_KINDS, GanSection
+from .schema_generate import (
+    SAMPLERS,
+    DiffusionGenerate,
+    Family,
+    GanGenerate,
+    Generate,
+    refuse_other_family,
+)
 from .schema_models import LanguageModelSection, Model, TransformerModel
 from .schema_trained_codecs import DacModel, EncodecModel, MelVaeModel, TrainedCodec, VaeModel
 from .sections import (
@@ -107,13 +114,16 @@ class Train(Section):
     """Steps between two lines of the log."""
     validate_every: PositiveInt = Field(default=500, json_schema_extra=OPERATIONAL)
     """Steps between two validations; there is one at the end in any case."""
+    previews: Annotated[int, Field(ge=0), NOT_BOOL] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """After each validation, so many clips as `generate` asks for them, always with the same noise and the
+    same conditions, in `previews/step-…`; 0: none."""
     save_every: PositiveInt = Field(default=500, json_schema_extra=OPERATIONAL)
     """Steps between two checkpoints; there is one at the end and on SIGTERM in any case."""
     keep_checkpoints: PositiveInt = Field(default=3, json_schema_extra=OPERATIONAL)
     """How many of the newest checkpoints stay on disk."""
     timeout_s: PositiveFloat = Field(default=600.0, json_schema_extra=OPERATIONAL)
     """How long one process waits for the others before the run ends, in seconds: longer than the first one
-    needs to write a checkpoint and the model."""
+    needs to write a checkpoint, previews and the model."""
 
 
 class Audio(Section):
@@ -213,8 +223,8 @@ class Recipe(Section):
     """What is trained."""
     train: Train
     """How it is trained."""
-    generate: Annotated[Generate | DiffusionGenerate, Field(discriminator="kind")] = Generate()
-    """How it is sampled: a language model's settings, or a diffusion model's."""
+    generate: Annotated[Generate | DiffusionGenerate | GanGenerate, Field(discriminator="kind")] = Generate()
+    """How it is sampled: a language model's settings, a diffusion model's, or an adversarial model's."""
     eval: Eval = Eval()
     """How it is scored."""
 
@@ -226,8 +236,9 @@ class Recipe(Section):
         given = values.get("generate", {}) if isinstance(values, dict) else None
         if not isinstance(model, dict) or not isinstance(given, dict):
             return values
-        kind: Literal["tokens", "latents"] = "latents" if model.get("kind") in DIFFUSION_KINDS else "tokens"
-        refuse_other_family(given, kind, str(model.get("kind")))
+        name = str(model.get("kind"))
+        kind: Family = "latents" if name in DIFFUSION_KINDS else "images" if name in GAN_KINDS else "tokens"
+        refuse_other_family(given, kind, name)
         return {**values, "generate": {"kind": kind, **given}}
 
     @model_validator(mode="after")
@@ -275,6 +286,15 @@ class Recipe(Section):
         if isinstance(self.model, TrainedCodec) and self.codec is not None:
             raise ValueError(
                 f"model '{self.model.kind}' is a codec and is trained on audio: remove the section 'codec'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_previews(self) -> Self:
+        if self.train.previews and isinstance(self.model, TrainedCodec):
+            raise ValueError(
+                f"train.previews are clips that a model makes up, and a '{self.model.kind}' is a codec, which"
+                " makes up none: set it to 0"
             )
         return self
 

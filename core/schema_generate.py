@@ -1,5 +1,5 @@
-"""The section `generate` of a recipe: what language models and diffusion models are asked; part of
-`schema.py`."""
+"""The section `generate` of a recipe: what language models, diffusion models and
+adversarial models are asked; part of `schema.py`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ class GenerateSection(Section):
     """Length of each clip in seconds."""
     labels_from: Split = "test"
     """Split whose clips lend their labels, so that what is asked for is distributed like real audio."""
-    cfg_scale: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
-    """Classifier-free guidance; 1 is none, and costs half."""
     batch_size: PositiveInt = 32
     """Clips generated at once."""
     seed: Integer = 0
@@ -34,6 +32,8 @@ class Generate(GenerateSection):
 
     kind: Literal["tokens"] = Field(default="tokens", exclude=True, json_schema_extra=OPERATIONAL)
     """Follows from the model's kind, and need not be given."""
+    cfg_scale: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
+    """Classifier-free guidance; 1 is none, and costs half."""
     temperature: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
     """Softmax temperature; 0 always takes the likeliest token."""
     top_k: PositiveInt | None = 250
@@ -71,6 +71,8 @@ class DiffusionGenerate(GenerateSection):
     sampler: Sampler | None = None
     """How a step is done; null: euler for a flow, heun for EDM, consistency for what was distilled, dpm++2m
     for the others."""
+    cfg_scale: Annotated[float, Field(ge=0.0), NOT_BOOL] = 1.0
+    """Classifier-free guidance; 1 is none, and costs half."""
     cfg_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Times between which there is guidance, 1 being noise alone (arXiv:2404.07724)."""
     cfg_rescale: Fraction = 0.0
@@ -89,19 +91,39 @@ class DiffusionGenerate(GenerateSection):
         return self
 
 
-_ONLY_OF = {
-    "tokens": Generate.model_fields.keys() - DiffusionGenerate.model_fields.keys(),
-    "latents": DiffusionGenerate.model_fields.keys() - Generate.model_fields.keys(),
+class GanGenerate(GenerateSection):
+    """Sampling from an adversarial model, which makes a clip in one step."""
+
+    kind: Literal["images"] = Field(default="images", exclude=True, json_schema_extra=OPERATIONAL)
+    """Follows from the model's kind, and need not be given."""
+
+    prompt_s: ClassVar[float] = 0.0
+    """Adversarial models do not go on from a recording."""
+
+
+Family = Literal["tokens", "latents", "images"]
+"""What a model makes, by which its section `generate` is chosen."""
+
+_SECTIONS: dict[Family, type[GenerateSection]] = {
+    "tokens": Generate,
+    "latents": DiffusionGenerate,
+    "images": GanGenerate,
+}
+_NAMES: dict[Family, str] = {
+    "tokens": "language models",
+    "latents": "diffusion models",
+    "images": "adversarial models",
 }
 
 
-def refuse_other_family(given: dict[str, object], kind: Literal["tokens", "latents"], model: str) -> None:
-    """Raise `ValueError` for a setting of `generate` that models of the other family have."""
-    other: Literal["tokens", "latents"] = "latents" if kind == "tokens" else "tokens"
-    families = {"tokens": "language models", "latents": "diffusion models"}
-    found = [name for name in given if name in _ONLY_OF[other]]
-    if found:
-        raise ValueError(
-            f"generate.{found[0]} is a setting of {families[other]}, and '{model}' is not one:"
-            f" {families[kind]} have {', '.join(sorted(_ONLY_OF[kind]))}"
-        )
+def refuse_other_family(given: dict[str, object], kind: Family, model: str) -> None:
+    """Raise `ValueError` for a setting of `generate` that models of other families have."""
+    own = _SECTIONS[kind].model_fields
+    for name in given:
+        others = [_NAMES[other] for other, section in _SECTIONS.items() if name in section.model_fields]
+        if name not in own and others:
+            only = own.keys() - GenerateSection.model_fields.keys() - {"kind"} or own.keys() - {"kind"}
+            raise ValueError(
+                f"generate.{name} is a setting of {' and '.join(others)}, and '{model}' is not one:"
+                f" {_NAMES[kind]} have {', '.join(sorted(only))}"
+            )

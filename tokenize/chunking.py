@@ -242,16 +242,31 @@ def decode_pieces(
 
     The pieces are `num_samples` long together; raises `ValueError` if these do not end in the last frame.
     """
-    hop_length = codec.hop_length
-    num_frames = frames.shape[1]
-    if math.ceil(num_samples / hop_length) != num_frames:
-        raise ValueError(f"{num_samples} samples are not {num_frames} frames of {hop_length}")
-    chunking = codec.chunking
+    if math.ceil(num_samples / codec.hop_length) != frames.shape[1]:
+        raise ValueError(f"{num_samples} samples are not {frames.shape[1]} frames of {codec.hop_length}")
+    return decode_growing(
+        codec, decode, lambda start, stop: frames[:, start:stop], num_samples, window_frames
+    )
+
+
+def decode_growing(
+    codec: Codec,
+    decode: Callable[[Tensor], Tensor],
+    read: Callable[[int, int], Tensor],
+    num_samples: int,
+    window_frames: int,
+) -> Iterator[np.ndarray]:
+    """As `decode_pieces`, of frames that need not be there yet.
+
+    `read(start, stop)` gives the frames `[K or D, stop - start]` from `start` on. It is called once a window;
+    neither number is ever lower than before.
+    """
+    hop_length, chunking = codec.hop_length, codec.chunking
     for window in plan_windows(
         num_samples, hop_length, window_frames, chunking.decoder_context, chunking.warm_up
     ):
         start = window.start // hop_length
-        taken = frames[:, start : start + window.num_samples // hop_length]
+        taken = read(start, start + window.num_samples // hop_length)
         samples = decode(taken[None].to(codec.device))[0]
         # Where a decoder comes out short, `decode` fills the window's end: context, or the clip's real end.
         begin = window.drop_frames * hop_length

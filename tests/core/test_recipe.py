@@ -122,8 +122,8 @@ def test_a_recipe_does_not_change_after_loading(recipe_file):
 
 MODELS = (
     "'transformer', 'wavenet', 'samplernn', 'rnn', 'causal_conv', 'dit', 'unet', 'stable_audio',"
-    " 'consistency', 'dac', 'encodec', 'vae'"
-    " or 'mel_vae'"
+    " 'consistency', 'dac', 'encodec', 'vae', 'mel_vae', 'wavegan', 'specgan', 'gansynth', 'drumgan',"
+    " 'darkgan', 'vqcpc_gan' or 'musika'"
 )
 
 
@@ -230,6 +230,42 @@ CORPORA = (
 )
 def test_faults_within_a_list(mixed_file, override, sentence):
     assert faults(mixed_file, override) == [sentence]
+
+
+OF_ALL = "batch_size, duration_s, labels_from, num_clips, seed, untrained_baseline"
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "sentence"),
+    [
+        (
+            "wavegan",
+            "cfg_scale",
+            "generate.cfg_scale is a setting of language models and diffusion models, and 'wavegan' is not"
+            f" one: adversarial models have {OF_ALL}",
+        ),
+        (
+            "musika",
+            "steps",
+            "generate.steps is a setting of diffusion models, and 'musika' is not one: adversarial models"
+            f" have {OF_ALL}",
+        ),
+        (
+            "transformer",
+            "steps",
+            "generate.steps is a setting of diffusion models, and 'transformer' is not one: language models"
+            " have cfg_scale, overlap_s, prompt_s, temperature, top_k, top_p, weights",
+        ),
+        (
+            "dit",
+            "top_k",
+            "generate.top_k is a setting of language models, and 'dit' is not one: diffusion models have"
+            " cfg_interval, cfg_rescale, cfg_scale, overlap_s, sampler, steps",
+        ),
+    ],
+)
+def test_a_setting_of_another_family_of_models(recipe_file, kind, setting, sentence):
+    assert faults(recipe_file, f"model={{kind: {kind}}}", f"generate.{setting}=2") == [sentence]
 
 
 def test_each_of_several_faults_gets_a_line(recipe_file):
