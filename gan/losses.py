@@ -75,8 +75,9 @@ class Game(ABC):
     def gradient_penalty(self, scores_of_mixture: list[Tensor], mixture: Tensor) -> Tensor:
         """How far the norms of the gradients are from 1 (arXiv:1704.00028, eq. 3), one norm a clip.
 
-        `mixture` `[B, …]` is `mix`'s, of which the scores have to be a function. Where a discriminator judges
-        places, its critic is their mean.
+        `mixture` `[B, …]` lies between real and made images, each clip's somewhere else (sec. 4); it requires
+        a gradient, and the scores are a function of it. Where a discriminator judges places, its critic is
+        their mean.
         """
         norms = [gradient.norm(dim=1) for gradient in _gradients(scores_of_mixture, mixture)]
         return self._gradient_weight * torch.stack([(norm - 1).square().mean() for norm in norms]).sum()
@@ -154,15 +155,6 @@ def make_game(section: GanLoss) -> Game:
             return Wasserstein(gradient_weight=section.gradient_weight, drift_weight=section.drift_weight)
         case HingeLoss():
             return Hinge(r1_weight=section.r1_weight)
-
-
-def mix(real: Tensor, fake: Tensor, shares: Tensor) -> Tensor:
-    """Points between real and made images `[B, …]` (arXiv:1704.00028, sec. 4), which require a gradient.
-
-    `shares` `[B]`, evenly between 0 and 1, is how much of the real one each has.
-    """
-    shares = shares.reshape(-1, *[1] * (real.ndim - 1)).to(real)
-    return torch.lerp(fake.detach(), real.detach(), shares).requires_grad_()
 
 
 def head_loss(

@@ -50,7 +50,7 @@ class WaveGanDiscriminator(StridedDiscriminator):
 
 
 class PostFilter(nn.Module):
-    """A filter of the whole output that is learned (arXiv:1802.04208, app. B.1); at first it does nothing."""
+    """A filter of the whole output that is learned (arXiv:1802.04208, appendix); at first it does nothing."""
 
     def __init__(self, length: int, channels: int) -> None:
         super().__init__()
