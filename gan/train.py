@@ -37,6 +37,7 @@ from .batches import DRAWS, MIX, NOISE, OTHER_NOISE, REAL, STEP, GanBatches, dra
 from .build import make_discriminator
 from .card import write_card
 from .collapse import Collapse, collapse_statistics
+from .examples import examples_of
 from .family import Discriminator, Verdict
 from .gan_model import GanConfig, GanModel
 from .growth import level_of
@@ -61,18 +62,17 @@ def train_gan(recipe: Recipe) -> None:
         raise UserError("there are no clips in the split 'train': lower the fractions held out, or add audio")
     num_frames = max(1, round(config.crop_s * store.info.frame_rate))
     told = what_to_tell(section, store, split, recipe.folder, num_frames)
-    torch.manual_seed(config.seed)
-    model = GanModel(
-        GanConfig(
-            section=section,
-            codec=dataclasses.asdict(store.info),
-            num_frames=num_frames,
-            conditions=told.conditions,
-            heads=told.heads,
-            descriptor_scale=told.descriptor_scale,
-        )
+    settings = GanConfig(
+        section=section,
+        codec=dataclasses.asdict(store.info),
+        num_frames=num_frames,
+        conditions=told.conditions,
+        heads=told.heads,
+        descriptor_scale=told.descriptor_scale,
     )
-    clips = ClipTold(store, split, model.config, recipe.folder)
+    clips = ClipTold(store, split, settings, recipe.folder)
+    torch.manual_seed(config.seed)
+    model = GanModel(dataclasses.replace(settings, examples=examples_of(clips, told.conditions)))
     network = make_discriminator(section, model.shape, model.config.conditions)
     batches = GanBatches(clips, model.generator, model.shape.num_frames, network.num_draws, config)
     model.fit(batches.examples(_EXAMPLES))
@@ -119,7 +119,7 @@ class Judge(nn.Module):
     ) -> list[Verdict]:
         """A verdict on each of up to three images; `draws` `[B, 3 n]` are theirs one after another."""
         share = draws.chunk(3, dim=1)
-        return [self.network(image, told, part, level) for image, part in zip(images, share, strict=False)]
+        return [self.network(image, told, part, level, 1) for image, part in zip(images, share, strict=False)]
 
 
 class GanStep:
@@ -182,7 +182,7 @@ class GanStep:
         level = self.level(int(batch[STEP]))
         made = modules[MODEL](batch[OTHER_NOISE], told, level)
         with _frozen(network):
-            verdict: Verdict = network(made, told, batch[DRAWS].chunk(3, dim=1)[0], level)
+            verdict: Verdict = network(made, told, batch[DRAWS].chunk(3, dim=1)[0], level, 1)
         heads = head_loss(self._conditions, self._heads, verdict.heads, told)
         verdict_loss = self._game.generator(verdict.scores)
         terms = [verdict_loss, *(self._section.head_weight * one for one in heads.values())]
