@@ -3,10 +3,12 @@
 A clip is cut from a stream. Along the stream stand *anchors*, `anchor_frames` apart, of `coordinate_dim`
 random numbers each; between two of them coordinates are interpolated linearly. The network turns coordinates
 into latents, told a *style* that is the same everywhere. A clip begins anywhere between two anchors (its
-*phase*), so that no frame of a clip is special.
+*phase*), so that no frame of a clip is special. Coordinates change slowly; what is irregular from frame to
+frame comes from *grains*, fresh noise for each frame, as the authors' network adds it to its layers.
 
 The noise of a clip is one tensor `[1 + A, width]`: row 0 is the style and, after it, the number that says the
-phase; row 1 + a is anchor a. What is left of a row is not read.
+phase; row 1 + a is the coordinates of anchor a and, after them, the grains of the frames up to the next
+anchor. What is left of a row is not read.
 
 The network is convolutional, its norms look at one frame each, and no convolution pads: what a frame depends
 on are the coordinates of `context_frames` to both sides, which are made along with it. So frames can be made
@@ -42,6 +44,9 @@ from .family import ConditionVector, Discriminator, Generator, Shape, Verdict
 # Frames that a block of two convolutions, and a convolution alone, take from each side.
 _BLOCK_MARGIN, _CONV_MARGIN = 2, 1
 
+# Numbers of fresh noise for each frame.
+_NUM_GRAINS = 4
+
 # Windows of long clips go through the network so many at once.
 _WINDOWS_AT_ONCE = 16
 
@@ -66,12 +71,15 @@ class MusikaGenerator(Generator):
         self.num_frames = shape.num_frames
         self.coordinate_dim, self.style_dim = section.coordinate_dim, section.style_dim
         self.anchor_frames = section.anchor_frames
-        self.noise_width = max(section.coordinate_dim, section.style_dim + 1)
+        self.noise_width = max(
+            section.style_dim + 1, section.coordinate_dim + section.anchor_frames * _NUM_GRAINS
+        )
         widths = section.channels
         self.told = ConditionVector(conditions)
         style_dim = section.style_dim + self.told.dim
-        self.begin = nn.Conv1d(section.coordinate_dim, widths[0], 3)
-        self.blocks = nn.ModuleList(_Block(width, section.coordinate_dim, style_dim) for width in widths)
+        place_dim = section.coordinate_dim + _NUM_GRAINS
+        self.begin = nn.Conv1d(place_dim, widths[0], 3)
+        self.blocks = nn.ModuleList(_Block(width, place_dim, style_dim) for width in widths)
         # To twice the channels, which become twice the frames.
         self.ups = nn.ModuleList(
             nn.Conv1d(below, 2 * above, 1) for below, above in itertools.pairwise(widths)
@@ -171,6 +179,14 @@ class MusikaGenerator(Generator):
         found = torch.lerp(anchors[clips, before], anchors[clips, after], share)
         return found.transpose(1, 2)
 
+    def grains(self, noise: Tensor, frames: Tensor, first_anchor: int = 0) -> Tensor:
+        """Fresh noise `[B, 4, n]` of frames of the stream, given as their distance `[B, n]` int64 from
+        anchor 0."""
+        found = noise[:, 1:, self.coordinate_dim :][:, :, : self.anchor_frames * _NUM_GRAINS]
+        found = found.reshape(len(noise), -1, _NUM_GRAINS)
+        clips = torch.arange(len(noise), device=noise.device)[:, None]
+        return found[clips, frames - first_anchor * self.anchor_frames].transpose(1, 2)
+
     def phase(self, noise: Tensor) -> Tensor:
         """Frames between an anchor and the clips' first frame, `[B]` int64, evenly below `anchor_frames`."""
         share: Tensor = torch.special.ndtr(noise[:, 0, self.style_dim].float())
@@ -208,23 +224,34 @@ class MusikaGenerator(Generator):
         # Anchor 0 stands where the context of the first frame may begin.
         origin = self.phase(noise)[:, None] + windows + self.context_frames
 
-        def coordinates(first: int, stop: int, step: int) -> Tensor:
-            """At the middles of frames of `step` frames of the image."""
-            local = torch.arange(first, stop, device=noise.device) * (2 * step) + step - 1
-            found = self.coordinates(noise, (2 * origin[..., None] + local).flatten(1), first_anchor)
-            by_window = found.reshape(len(noise), self.coordinate_dim, len(starts), stop - first)
-            return by_window.transpose(1, 2).flatten(0, 1)
+        def by_window(found: Tensor) -> Tensor:
+            """`[B, C, W n]` as `[B W, C, n]`."""
+            found = found.reshape(len(noise), found.shape[1], len(starts), -1)
+            return found.transpose(1, 2).flatten(0, 1)
 
         spans = self._spans(num_frames)
         step = self.lowest_frames
-        first, stop = spans[0]
-        x = self.begin(coordinates(first - _CONV_MARGIN, stop + _CONV_MARGIN, step))
+        first, stop = spans[0][0] - _CONV_MARGIN, spans[0][1] + _CONV_MARGIN
+        begin = first * step
+        frames = torch.arange(begin, stop * step, device=noise.device)
+        grains = by_window(self.grains(noise, (origin[..., None] + frames).flatten(1), first_anchor))
+
+        def place(first: int, stop: int, step: int) -> Tensor:
+            """Coordinates at the middles of frames of `step` frames of the image, and grains of a variance of
+            1 there."""
+            middles = torch.arange(first, stop, device=noise.device) * (2 * step) + step - 1
+            twice = (2 * origin[..., None] + middles).flatten(1)
+            grain = grains[:, :, first * step - begin : stop * step - begin]
+            grain = F.avg_pool1d(grain, step) * math.sqrt(step)
+            return torch.cat([by_window(self.coordinates(noise, twice, first_anchor)), grain], dim=1)
+
+        x = self.begin(place(first, stop, step))
         for i, (block, (first, stop)) in enumerate(zip(self.blocks, spans, strict=True)):
             if i > 0:
                 step //= 2
                 below = (spans[i - 1][0] + _BLOCK_MARGIN) * 2
                 x = _twice_the_frames(self.ups[i - 1](x))[:, :, first - below : stop - below]
-            x = block(x, coordinates(first + 1, stop - 1, step), style)
+            x = block(x, place(first + 1, stop - 1, step), style)
         made: Tensor = self.end(F.silu(_normed(x)))
         return made.reshape(len(noise), len(starts), *made.shape[1:])
 
@@ -318,18 +345,18 @@ class MusikaDiscriminator(Discriminator):
 class _Block(nn.Module):
     """A residual block of two convolutions without padding: four frames fewer come out."""
 
-    def __init__(self, width: int, coordinate_dim: int, style_dim: int) -> None:
+    def __init__(self, width: int, place_dim: int, style_dim: int) -> None:
         super().__init__()
         self.first = nn.Conv1d(width, width, 3)
         self.second = nn.Conv1d(width, width, 3)
         # Scales and shifts of both convolutions' outputs, of the place and of the clip.
-        self.place = nn.Conv1d(coordinate_dim, 2 * width, 1)
+        self.place = nn.Conv1d(place_dim, 2 * width, 1)
         self.clip = nn.Linear(style_dim, 2 * width, bias=False)
 
-    def forward(self, x: Tensor, coordinates: Tensor, style: Tensor) -> Tensor:
-        """`[B, C, T - 4]` of x `[B, C, T]`, coordinates `[B, coordinate_dim, T - 2]` of all frames but the
-        first and last, and style `[B, style_dim]`."""
-        scale, shift = (self.place(coordinates) + self.clip(style)[:, :, None]).chunk(2, dim=1)
+    def forward(self, x: Tensor, place: Tensor, style: Tensor) -> Tensor:
+        """`[B, C, T - 4]` of x `[B, C, T]`, coordinates and grains `[B, place_dim, T - 2]` of all frames
+        but the first and last, and style `[B, style_dim]`."""
+        scale, shift = (self.place(place) + self.clip(style)[:, :, None]).chunk(2, dim=1)
         found = self.first(F.silu(_normed(x)))
         found = self.second(F.silu(_normed(found) * (1 + scale) + shift))
         total: Tensor = (x[:, :, _BLOCK_MARGIN:-_BLOCK_MARGIN] + found) * math.sqrt(0.5)

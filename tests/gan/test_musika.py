@@ -124,7 +124,7 @@ def test_between_two_anchors_coordinates_are_interpolated_and_the_phase_says_whe
     noise = torch.randn(64, 5, generator.noise_width, generator=torch.Generator().manual_seed(1))
     places = torch.arange(0, 31).expand(64, -1)
     found = generator.coordinates(noise, 2 * places)
-    anchors = noise[:, 1:, :6].transpose(1, 2)
+    anchors = noise[:, 1:, : generator.coordinate_dim].transpose(1, 2)
     assert torch.equal(found[:, :, ::10], anchors)
     for part in range(3):
         bend = torch.diff(found[:, :, 10 * part : 10 * part + 11], n=2)
@@ -144,11 +144,23 @@ def test_the_phase_moves_a_clip_along_its_stream():
     torch.testing.assert_close(found[1][:, :, :-step], found[0][:, :, step:], atol=1e-5, rtol=0)
 
 
+def test_grains_are_each_frames_own():
+    generator = make_generator()
+    noise = torch.zeros(1, 6, generator.noise_width)
+    noise[:, 1:] = torch.arange(5 * generator.noise_width).reshape(5, -1)
+    frames = torch.arange(50)[None]
+    found = generator.grains(noise, frames)
+    assert found.unique().numel() == found.numel()
+    late = torch.cat([noise[:, :1], noise[:, 3:]], dim=1)
+    assert torch.equal(generator.grains(late, frames[:, 20:], first_anchor=2), found[:, :, 20:])
+
+
 def test_where_coordinates_stand_still_all_frames_of_a_resolution_are_alike():
     """Style and conditions act alike everywhere, and ends are not special."""
     generator = make_generator()
     noise = draw(generator, 60)
-    noise[:, 1:] = noise[:, 1:2]
+    noise[:, 1:, : generator.coordinate_dim] = 0.5
+    noise[:, 1:, generator.coordinate_dim :] = -0.5
     with torch.no_grad():
         made = generator(noise, TOLD, 0.0)
     step = generator.lowest_frames
