@@ -33,6 +33,7 @@ from .eval.compare_commands import (
 )
 from .eval.fidelity.commands import RECIPE_SUFFIXES, eval_codecs
 from .eval.listening.commands import listen_app
+from .gan import commands as gan_commands
 from .lm import commands as lm_commands
 from .tokenize.commands import codec_sample, data_app, tokens_app
 
@@ -196,6 +197,7 @@ def generate(
     cfg_scale: lm_commands.CfgScale = None,
     weights: lm_commands.WeightsFormat = None,
     label: lm_commands.LabelValues = None,
+    pitch: lm_commands.Pitches = None,
     tags: lm_commands.TagSets = None,
     text: lm_commands.Texts = None,
     melody: lm_commands.Melody = None,
@@ -216,20 +218,22 @@ def generate(
 
     A model: tokkata generate user/model --num 8 --duration 30 --label pitch=60 --out DIR
     """
-    shared: dict[str, Any] = {
+    of_all: dict[str, Any] = {
         "num": num,
         "duration": duration,
         "out": out,
         "seed": seed,
-        "cfg_scale": cfg_scale,
         "label": label,
+        "batch_size": batch_size,
+        "device": device,
+    }
+    guided: dict[str, Any] = {
+        "cfg_scale": cfg_scale,
         "tags": tags,
         "text": text,
         "melody": melody,
         "style": style,
         "overlap": overlap,
-        "batch_size": batch_size,
-        "device": device,
     }
     of_tokens: dict[str, Any] = {
         "temperature": temperature,
@@ -238,7 +242,6 @@ def generate(
         "weights": weights,
         "prompt": prompt,
         "prompt_seconds": prompt_seconds,
-        "stream": stream,
     }
     of_latents: dict[str, Any] = {
         "steps": steps,
@@ -248,19 +251,28 @@ def generate(
         "inpaint": inpaint,
     }
     if lm_commands.is_recipe(source):
-        lm_commands.refuse_model_options(shared | of_tokens | of_latents)
+        lm_commands.refuse_model_options(
+            of_all | {"pitch": pitch} | guided | of_tokens | {"stream": stream} | of_latents
+        )
         _run_one("generate", Path(source), overrides)
         return
     if overrides:
         raise UserError(f"{overrides[0]}: settings change recipes; {source} is a model, see its options")
-    if lm_commands.is_diffusion(source):
-        lm_commands.refuse_options(of_tokens, f"{source} is a diffusion model")
-        diffusion_commands.generate_from_model(source, **shared, **of_latents)
-        return
-    lm_commands.refuse_options(of_latents, f"{source} is a language model")
-    lm_commands.generate_from_model(source, **shared, **of_tokens)
+    of_all["label"] = lm_commands.labels_with_pitch(label, pitch)
+    family = lm_commands.family_of(source)
+    why = f"{source} is {'an' if family[0] in 'aeiou' else 'a'} {family}"
+    if family == "diffusion model":
+        lm_commands.refuse_options(of_tokens | {"stream": stream}, why)
+        diffusion_commands.generate_from_model(source, **of_all, **guided, **of_latents)
+    elif family == "adversarial model":
+        lm_commands.refuse_options(guided | of_tokens | of_latents, why)
+        gan_commands.generate_from_model(source, **of_all, stream=stream)
+    else:
+        lm_commands.refuse_options(of_latents, why)
+        lm_commands.generate_from_model(source, **of_all, **guided, **of_tokens, stream=stream)
 
 
+app.command(name="interpolate")(gan_commands.interpolate)
 app.command(name="push")(lm_commands.push)
 
 

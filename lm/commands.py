@@ -52,6 +52,9 @@ LabelValues = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="NAME=VALUE[,VALUE…]", help="For all clips, or one a clip in turn."),
 ]
+Pitches = Annotated[
+    str | None, typer.Option("--pitch", metavar="N[,N…]", help="Short for --label pitch=N[,N…].")
+]
 TagSets = Annotated[
     list[str] | None, typer.Option("--tags", metavar="NAME=TAG[,TAG…]", help="Given again: a clip each.")
 ]
@@ -85,11 +88,17 @@ def is_recipe(source: str) -> bool:
     return Path(source).suffix in (".yaml", ".yml") or Path(source).is_file()
 
 
-def is_diffusion(source: str) -> bool:
-    """Whether the model `source` is a diffusion model; raises `UserError` if there is no model."""
+def family_of(source: str) -> Literal["language model", "diffusion model", "adversarial model"]:
+    """What the model `source` is, by the kind in its configuration; raises `UserError` if there is no model.
+
+    What is of no known kind counts as a language model, whose loading says what is wrong.
+    """
     from ..core.saved_model import kind_of
 
-    return kind_of(source) == "diffusion"
+    kind = kind_of(source)
+    if kind == "diffusion":
+        return "diffusion model"
+    return "adversarial model" if kind == "gan" else "language model"
 
 
 def refuse_model_options(options: Mapping[str, Any]) -> None:
@@ -105,6 +114,11 @@ def refuse_options(options: Mapping[str, Any], why: str) -> None:
     """Raise `UserError` if options of another family of models are given."""
     if given := _given(options):
         raise UserError(f"{why}, which has no {', '.join(given)}: see tokkata generate --help")
+
+
+def labels_with_pitch(label: list[str] | None, pitch: str | None) -> list[str] | None:
+    """`--pitch N,N` is short for `--label pitch=N,N`."""
+    return label if pitch is None else [*(label or []), f"pitch={pitch}"]
 
 
 def _given(options: Mapping[str, Any]) -> list[str]:

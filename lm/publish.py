@@ -37,8 +37,8 @@ def push_to_hub(source: Path, repository: str, *, private: bool) -> str:
         raise UserError(f"there is no folder {source}")
     folder = model_folder(source)
     config = read_config(folder / CONFIG_NAME)
-    if config.get("kind") not in (*FAMILIES, "diffusion"):
-        raise UserError(f"{folder} holds no language or diffusion model of Tokkata, nothing is uploaded")
+    if config.get("kind") not in (*FAMILIES, "diffusion", "gan"):
+        raise UserError(f"{folder} holds no model of Tokkata that generates, nothing is uploaded")
     for name in (WEIGHTS_NAME, CARD_NAME):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is no finished model: {name} is missing")

@@ -145,7 +145,7 @@ def test_half_a_model_is_not_uploaded(run, hub, missing, sentence):
 
 def test_what_is_no_language_model_is_not_uploaded(tmp_path, hub):
     write_json(tmp_path / "config.json", {"model_type": "dac"})
-    with pytest.raises(UserError, match="holds no language or diffusion model of Tokkata, nothing is"):
+    with pytest.raises(UserError, match="holds no model of Tokkata that generates, nothing is"):
         push_to_hub(tmp_path, "someone/notes", private=False)
     with pytest.raises(UserError, match="there is no folder"):
         push_to_hub(tmp_path / "none", "someone/notes", private=False)
