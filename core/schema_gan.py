@@ -33,6 +33,12 @@ class SpectralImage(Section):
     hop: PositiveInt
     """Samples between two windows."""
 
+    @model_validator(mode="after")
+    def _check_hop(self) -> Self:
+        if 2 * self.hop > self.window:
+            raise ValueError(f"the hop {self.hop} is above half of the window {self.window}")
+        return self
+
 
 class LogMagnitudeImage(SpectralImage):
     """Log magnitudes, normalised frequency by frequency and clipped; heard through Griffin and Lim's
@@ -57,6 +63,8 @@ class ComplexImage(SpectralImage):
     """Window of the transform in samples; half as many frequencies are kept."""
     hop: PositiveInt = 256
     """Samples between two windows."""
+    power: Annotated[float, Field(gt=0.0, le=1.0), NOT_BOOL] = 1.0
+    """Magnitudes are raised to this; 1: the paper's, of which most values are next to zero."""
 
 
 class InstantaneousFrequencyImage(SpectralImage):
@@ -139,6 +147,10 @@ class GanSection(Section):
     """What every adversarial model is asked."""
 
     kind: str  # stands here so that it comes first
+    representation: Representation
+    """What is made."""
+    loss: GanLoss
+    """The game that is played."""
     conditions: list[str] = Field(default=[])
     """Label columns of the corpus that the generator is told as one value of those that occur, and the
     discriminator has to recognise."""
@@ -176,7 +188,7 @@ class WaveGanModel(GanSection):
     """Channels before the last layer of the generator, and after the first of the discriminator; doubled at
     each layer on the way in. The paper's d."""
     kernel: Annotated[int, Field(ge=1), NOT_BOOL] = 25
-    """Samples that a convolution sees; odd."""
+    """Samples that a convolution sees."""
     stride: Annotated[int, Field(ge=2), NOT_BOOL] = 4
     """Factor in time of each layer."""
     num_layers: PositiveInt = 5
