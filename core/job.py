@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,10 @@ class Job:
     scalars for the log."""
     flops_per_unit: float | None = None
     """Model FLOPs, forward and backward, for one `unit` (see `mfu.py`); None: no MFU in the log."""
+    preview: Callable[[nn.Module, Path], None] | None = None
+    """Write clips from the averaged module into an empty folder, always with the same noise and conditions,
+    in the first process alone while the others wait (see `previews.py`); None: the family has none, or none
+    are asked for."""
     unused_parameters: bool = False
     """Whether there are steps in which trained parameters get no gradient, the same ones in all processes: a
     network that grows has them. Processes then look for them in every step, which takes a little time."""

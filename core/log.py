@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -75,6 +77,15 @@ class TrainingLog:
         if self._enabled:
             self._progress.stop()
             self._events.close()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it the bar stands still, and others may show theirs."""
+        if self._enabled:
+            self._progress.stop()
+        yield
+        if self._enabled:
+            self._progress.start()
 
     def add(self, prefix: str, sums: dict[str, Tensor], weight: Tensor, *, skipped: bool) -> None:
         """Add one step's metrics: `sums` are weighted with `weight`."""

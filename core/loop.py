@@ -36,6 +36,7 @@ from .job import Batch, Job, Phase
 from .log import TrainingLog
 from .mfu import mfu_per_speed
 from .optimizer import learning_rate
+from .previews import Previews
 from .processes import start_accelerator, tell_of_lost_processes
 from .schema import Train
 from .sharding import gather_whole, is_sharded, local_tensors, without_weights
@@ -139,14 +140,15 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
     """Train `job` to `config.steps`, resuming from the newest checkpoint in `run_folder`, then save it.
 
     Raises `StoppedError` after SIGTERM (a checkpoint is saved first), `LostProcessError` when another process
-    does not answer, and `UserError` when the loss stays non-finite or diverges, or when this machine cannot
-    do what is asked.
+    does not answer, and `UserError` when the loss stays non-finite or diverges, or when this machine or the
+    job cannot do what is asked.
     """
     accelerator = start_accelerator(config, unused_parameters=job.unused_parameters)
     device = accelerator.device
     rows = process_rows(
         config.batch_size, accelerator.num_processes, accelerator.process_index, config.grad_accumulation
     )
+    previews = Previews(job, config, run_folder / "previews", accelerator)
     empty = without_weights(job.modules[job.averaged])  # takes the whole weights if they get sharded
     prepare_blocks(job.modules.values(), config)
     modules = _prepare(accelerator, job)
@@ -212,6 +214,7 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
                 if step % config.validate_every == 0 or at_end:
                     with average.in_place() as module:
                         scores = job.validate(module)
+                        previews.write(module, step, log)
                     log.write_validation(step, scores)
                 suspect = any(w.suspect for w in watches.values()) or max(skipped_in_a_row.values()) > 1
                 if (step % config.save_every == 0 and not suspect) or at_end or stopping:

@@ -39,7 +39,7 @@ TOKEN_MODEL_STAGES = (
         "tokkata.lm.train",
         "train_lm",
         ("model", "train"),
-        ("checkpoints", "model", "logs"),
+        ("checkpoints", "model", "logs", "previews"),
         "tokenize",
     ),
     Stage("generate", "tokkata.lm.sample", "sample", ("generate",), ("samples",), "train"),

@@ -44,7 +44,8 @@ class AudioCrops:
             raise UserError(
                 "model.from_audio: audio/ lacks clips that tokens/ has: run the stage prepare again"
             )
-        self._store, self._codec, self._latents = store, codec, info.latents
+        self.codec = codec
+        self._store, self._latents = store, info.latents
 
     def sampler(self, seed: int) -> CropSampler:
         """Which crops come when, in samples."""
@@ -67,7 +68,7 @@ class AudioCrops:
         """
         rest = {name: tensor for name, tensor in batch.items() if name not in ("audio", "posterior")}
         audio = batch["audio"]
-        codec = self._codec.to(audio.device)
+        codec = self.codec.to(audio.device)
         if "posterior" in batch:
             assert isinstance(codec, HubOobleck), "checked: its latents have a scale"
             found = codec.encode_posterior(audio)

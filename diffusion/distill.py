@@ -22,6 +22,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -44,6 +45,7 @@ from .generate import guide
 from .latent_batches import LatentBatches
 from .load import load_diffusion
 from .objective import Consistency, Flow
+from .preview import Preview
 from .train import Validation, latents_to_train, loss, save
 from .unet import UNet1d
 
@@ -192,6 +194,13 @@ def distill(recipe: Recipe) -> None:
     def after_step(step: int, batches: list[Batch]) -> Mapping[str, Tensor]:
         return {"target_decay": torch.tensor(model.update_target(step))}
 
+    preview = Preview(recipe, store, model.student) if config.previews else None
+
+    def preview_student(module: nn.Module, folder: Path) -> None:
+        assert isinstance(module, Distillation)
+        assert preview is not None
+        preview(module.student, folder)
+
     def save_student(module: nn.Module, scores: dict[str, float]) -> None:
         assert isinstance(module, Distillation)
         save(module.student, recipe, scores)
@@ -206,6 +215,7 @@ def distill(recipe: Recipe) -> None:
             save=save_student,
             unit="frames",
             after_step=after_step,
+            preview=None if preview is None else preview_student,
         ),
         config,
         recipe.folder,

@@ -9,6 +9,8 @@ samples/
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -18,7 +20,7 @@ from ..core.files import atomic_folder
 from ..core.run import stage_main
 from ..core.schema import Recipe
 from ..core.schema_generate import DiffusionGenerate
-from ..tokenize.codec import load_codec_from_info
+from ..tokenize.codec import Codec, load_codec_from_info
 from ..tokenize.fast_codec import fast
 from ..tokenize.features.clip_conditions import ClipConditions
 from ..tokenize.store import TokenStore
@@ -37,26 +39,30 @@ def sample(recipe: Recipe) -> None:
     codec = fast(load_codec_from_info(store.info, device))
     model = load_diffusion(recipe.folder / "model", device=device)
     clips = choose_clips(store, model, config)
-    settings = Settings(
-        config.steps, config.sampler, config.cfg_scale, config.cfg_interval, config.cfg_rescale
-    )
     models = [("samples", "generate", model)]
     if config.untrained_baseline:
         torch.manual_seed(recipe.train.seed)
         models.append(("untrained", "baseline", DiffusionModel(model.config).to(device).eval()))
     with atomic_folder(recipe.folder / "samples") as partial:
         for name, title, one in models:
-            write_clips(
-                partial if name == "samples" else partial / name,
-                one,
-                codec,
-                clips,
-                settings,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                overlap_s=config.overlap_s,
-                title=title,
-            )
+            write_samples(partial if name == "samples" else partial / name, one, codec, clips, config, title)
+
+
+def write_samples(
+    folder: Path, model: DiffusionModel, codec: Codec, clips: Clips, config: DiffusionGenerate, title: str
+) -> None:
+    """Generate the clips as `config` says, and write the wavs and `samples.jsonl`."""
+    write_clips(
+        folder,
+        model,
+        codec,
+        clips,
+        Settings(config.steps, config.sampler, config.cfg_scale, config.cfg_interval, config.cfg_rescale),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        overlap_s=config.overlap_s,
+        title=title,
+    )
 
 
 def choose_clips(store: TokenStore, model: DiffusionModel, config: DiffusionGenerate) -> Clips:

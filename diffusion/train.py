@@ -35,6 +35,7 @@ from .dit import DiT
 from .finetune import begin_from_source, save_pipeline, silence_of
 from .latent_batches import LatentBatches
 from .objective import make_objective
+from .preview import Preview
 from .stable_audio import StableAudio
 from .unet import UNet1d
 
@@ -72,6 +73,9 @@ def train_diffusion(recipe: Recipe) -> None:
     fixed = LatentBatches(held_out, model.objective, config, silence=silence) if len(valid) else None
     flops = model.network.clip_flops(num_frames, clips.num_states(num_frames))
     loss_of = loss if audio is None else encoding(audio)
+    preview = None
+    if config.previews:
+        preview = Preview(recipe, store, model, None if audio is None else audio.codec)
     train(
         Job(
             modules={"model": model},
@@ -82,6 +86,7 @@ def train_diffusion(recipe: Recipe) -> None:
             save=lambda module, scores: save(module, recipe, scores),
             unit="frames",
             flops_per_unit=flops / num_frames,
+            preview=preview,
         ),
         config,
         recipe.folder,

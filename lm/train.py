@@ -33,6 +33,7 @@ from .finetune import begin_from_source
 from .flops import flops_per_token
 from .language_model import LanguageModel
 from .lora import ADAPTER_FOLDER, has_adapters, merged, save_adapters
+from .preview import Preview
 from .samplernn import StatefulLoss
 from .step_model import StepModel
 from .transformer import TransformerLM
@@ -71,6 +72,7 @@ def train_lm(recipe: Recipe) -> None:
             unit="tokens",
             carried=feed.carried(),
             flops_per_unit=flops_per_token(lm, feed.source.batches(split, num_frames)),
+            preview=Preview(recipe, store, lm) if config.previews else None,
         ),
         config,
         recipe.folder,

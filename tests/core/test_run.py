@@ -240,7 +240,7 @@ def test_outdated_outputs_are_moved_never_deleted(done, capsys):
     done.work("train")
     kept = done.folder / "old" / "001-train"
     assert f"; what was there is kept in {kept}" in capsys.readouterr().err
-    assert sorted(path.name for path in kept.iterdir()) == ["checkpoints", "logs", "model"]
+    assert sorted(path.name for path in kept.iterdir()) == ["checkpoints", "logs", "model", "previews"]
     assert (kept / "model" / "part.txt").read_text() == first
     assert done.written("model") != first
     done.work("generate")

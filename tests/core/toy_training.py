@@ -53,6 +53,8 @@ class Toy:
     """In this step every process makes a file `reached-<process>` beside the run's folder, and waits."""
     backend: str = "inductor"
     """What compiles the blocks."""
+    previews: int = 0
+    """As a program, whose recipe is that of a codec: its `train.previews`."""
 
 
 def settings(**changed):
@@ -172,11 +174,18 @@ def _job(net, config, batch, validate, loss):
     )
 
 
+def write_preview(module, folder):
+    """What it is given, and as much disturbance as a family may make."""
+    module(torch.randn(3, 6))
+    save_file(module.state_dict(), folder / "module.safetensors")
+
+
 def train_toy(folder, config, toy=None, at_step=lambda step: None, change=lambda job: None):
     """Train in `folder`; returns what a finished run has left there."""
     toy = toy or Toy()
     jobs = {"blocks": block_job, "recurrent": recurrent_job, "game": game_job}
     job = jobs[toy.kind](config, toy, at_step)
+    job.preview = write_preview if config.previews else None
     change(job)
 
     def save(module, scores):
@@ -290,7 +299,10 @@ def main():
             (Path(sys.argv[1]).parent / f"reached-{rank}").touch()
             time.sleep(3)
 
-    stage_main("prepare", lambda recipe: train_toy(recipe.folder, recipe.train, toy, at_step))
+    def work(recipe):
+        train_toy(recipe.folder, recipe.train.model_copy(update={"previews": toy.previews}), toy, at_step)
+
+    stage_main("prepare", work)
 
 
 if __name__ == "__main__":

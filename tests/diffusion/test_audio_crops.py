@@ -17,6 +17,7 @@ from tokkata.diffusion import train as module
 from tokkata.diffusion.prepare import prepare
 from tokkata.diffusion.train import audio_crops, train_diffusion
 from tokkata.tests.made_networks import save_oobleck
+from tokkata.tokenize.codec import load_codec_from_info
 from tokkata.tokenize.encode import tokenize
 from tokkata.tokenize.store import TokenStore
 from tokkata.tokenize.training.audio_store import AudioStore
@@ -78,7 +79,7 @@ def test_what_is_encoded_is_the_clips_audio(recipe, job_of, drawn):
     num_frames = job.modules["model"].network.max_frames
     crops = audio_crops(found, store, split, num_frames)
     samples = AudioStore(found.folder / "audio")
-    codec = crops._codec
+    codec = crops.codec
     between = 0
     for step in range(3):
         batch = job.batch(step, range(4))
@@ -131,3 +132,27 @@ def test_clips_that_are_not_there_are_missed(recipe):
     clips.write_text(clips.read_text().replace('"id": "', '"id": "other'))
     with pytest.raises(UserError, match=r"audio/ lacks clips that tokens/ has: run the stage prepare again"):
         train_diffusion(found)
+
+
+def test_previews_are_heard_through_the_codec_of_the_loop(recipe, monkeypatch):
+    """Which is not loaded again, and is not changed."""
+    without, with_ = recipe("without"), recipe("with")
+    changes = {
+        "train": with_.train.model_copy(update={"previews": 2}),
+        "generate": with_.generate.model_copy(update={"duration_s": 0.05}),
+    }
+    with_ = with_.model_copy(update=changes)
+    loaded = []
+
+    def load(info):
+        loaded.append(info)
+        return load_codec_from_info(info)
+
+    monkeypatch.setattr(module, "load_codec_from_info", load)
+    train_diffusion(without)
+    train_diffusion(with_)
+    assert len(loaded) == 2
+    one, two = (load_file(one.folder / "model" / "model.safetensors") for one in (without, with_))
+    assert all(torch.equal(two[name], tensor) for name, tensor in one.items())
+    (folder,) = (with_.folder / "previews").iterdir()
+    assert sorted(path.name for path in folder.glob("*.wav")) == ["00000.wav", "00001.wav"]

@@ -23,6 +23,7 @@ from tokkata.diffusion.dit import DiTConfig
 from tokkata.diffusion.generate import Settings, generate
 from tokkata.diffusion.load import load_diffusion
 from tokkata.diffusion.objective import Consistency, Denoised, Flow, make_objective
+from tokkata.diffusion.sample import sample as generate_stage
 from tokkata.diffusion.sampler import Start, clip_generators, draw_noise, sample
 from tokkata.diffusion.train import train_diffusion
 
@@ -288,6 +289,17 @@ def test_stopped_and_resumed_is_bitwise_undisturbed(distillation, monkeypatch):
     distill(parts)
     name = "model/model.safetensors"
     assert (whole.folder / name).read_bytes() == (parts.folder / name).read_bytes()
+
+
+def test_previews_are_of_the_student(distillation):
+    asked = {"num_clips": 2, "steps": 4, "labels_from": "valid", "untrained_baseline": False}
+    recipe = distillation(train={"previews": 2})
+    recipe = recipe.model_copy(update={"generate": recipe.generate.model_copy(update=asked)})
+    distill(recipe)
+    (folder,) = (recipe.folder / "previews").iterdir()
+    previews = [(folder / f"{i:05d}.wav").read_bytes() for i in range(2)]
+    generate_stage(recipe)
+    assert previews == [(recipe.folder / "samples" / f"{i:05d}.wav").read_bytes() for i in range(2)]
 
 
 def test_guidance_is_that_of_sampling(distillation):

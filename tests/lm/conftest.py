@@ -61,7 +61,8 @@ class ToldCodec(Codec):
 @pytest.fixture
 def told_codec(monkeypatch):
     codec = ToldCodec()
-    monkeypatch.setattr("tokkata.lm.sample.load_codec_from_info", lambda *_: codec)
+    for name in ("sample", "preview"):
+        monkeypatch.setattr(f"tokkata.lm.{name}.load_codec_from_info", lambda *_: codec)
     return codec
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from tokkata.core.schema_models import Lora
 from tokkata.lm.lora import add_adapters, merged, save_adapters
+from tokkata.lm.sample import sample
 from tokkata.lm.train import train_lm
 from tokkata.lm.transformer import TransformerLM
 from tokkata.tests.lm.test_finetune import config, recipe_from, source  # noqa: F401  # a fixture
@@ -103,6 +104,16 @@ def test_a_whole_run(source, tmp_path, write_tokens):  # noqa: F811
     num_trained = sum(t.numel() for t in averaged.values())
     num_kept = sum(t.numel() for one in state.values() for name, t in one.items() if name != "step")
     assert num_kept == 2 * num_trained
+
+
+def test_previews_are_of_the_merged_model(source, tmp_path, write_tokens, told_codec):  # noqa: F811
+    recipe = recipe_from(tmp_path, {"lora": {"rank": 2}}, previews=2)
+    write_tokens(recipe, train=8, valid=2, test=4)
+    train_lm(recipe)
+    sample(recipe)
+    (folder,) = (recipe.folder / "previews").iterdir()
+    for name in ("00000.wav", "00001.wav"):
+        assert (folder / name).read_bytes() == (recipe.folder / "samples" / name).read_bytes()
 
 
 def _source_with_all_pitches(source, tuned):  # noqa: F811
