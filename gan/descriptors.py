@@ -23,7 +23,7 @@ Shapes: B clips, N samples, F frequencies, T frames, P peaks, Z Bark bands.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -212,7 +212,7 @@ class DescriptorScale:
         return {name: list(pair) for name, *pair in zip(DESCRIPTORS, self.low, self.high, strict=True)}
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Self:
+    def from_json(cls, found: Mapping[str, Any]) -> Self:
         """Undo `to_json`; raises `UserError` if it is something else."""
         try:
             pairs = [(float(low), float(high)) for low, high in (found[name] for name in DESCRIPTORS)]

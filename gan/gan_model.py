@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.conditions import Conditions, GivenConditions
 from ..core.errors import UserError
 from ..core.saved_model import CONFIG_NAME, SavedModel
-from ..core.schema_gan import GanModelSection, GanSection
+from ..core.schema_gan import GanModelSection, GanSection, LatentImage
 from ..tokenize.codec import CodecInfo
 from .build import make_generator
 from .family import Shape
@@ -45,7 +45,7 @@ class GanConfig:
     descriptor_scale: Mapping[str, Any] | None = None
     """What lies between 0 and 1 of each descriptor, where the model is told any."""
     examples: Sequence[Mapping[str, Any]] = ()
-    """What some training clips are told (`examples.py`): where a new clip is told less, the rest is theirs."""
+    """What some training clips are told (`examples.py`): what a new clip is not told is theirs."""
 
     @property
     def codec_info(self) -> CodecInfo:
@@ -117,7 +117,7 @@ class GanModel(SavedModel):
         info, kind = config.codec_info, config.section.representation
         self.representation: Representation = (
             Latents(info.latent_dim, config.num_frames)
-            if config.section.uses_codec
+            if isinstance(kind, LatentImage)
             else make_representation(kind, info.sample_rate, config.num_frames)
         )
         self.generator = make_generator(config.section, self.shape, config.conditions)

@@ -67,7 +67,7 @@ def what_to_tell(
         ]
         scale = DescriptorScale.fit(torch.cat(raw)).to_json()
     elif isinstance(section, DarkGanModel | VqcpcGanModel):
-        more = load_prepared(run).conditions
+        more = load_prepared(run, section).conditions
         kind: HeadKind = "binary_cross_entropy" if isinstance(section, DarkGanModel) else "cross_entropy"
         heads |= dict.fromkeys((one.name for one in more), kind)
     return ToTell(Conditions((*labels, *more)), heads, scale)
@@ -92,11 +92,11 @@ class ClipTold:
         labels = [one for one in config.conditions if one.kind == "label"]
         self._labels = ClipConditions(store, split, Conditions(tuple(labels)), config.num_frames)
         self._ids = [str(id) for id in split.column("id")]
-        self._scale = (
-            None if config.descriptor_scale is None else DescriptorScale.from_json(config.descriptor_scale)
-        )
-        needs_prepared = isinstance(config.section, DarkGanModel | VqcpcGanModel)
-        self._prepared: Prepared | None = load_prepared(run) if needs_prepared else None
+        scale = config.descriptor_scale
+        self._scale = None if scale is None else DescriptorScale.from_json(scale)
+        self._prepared: Prepared | None = None
+        if isinstance(config.section, DarkGanModel | VqcpcGanModel):
+            self._prepared = load_prepared(run, config.section)
 
     def latents(self, crops: Crops) -> Tensor:
         """`[B, D, T]`, as `read_latents`."""

@@ -150,7 +150,7 @@ class GanStep:
         with torch.no_grad():
             model.level.fill_(level)
             real = network.at_level(model.encode(batch[REAL]), level)
-            made = model(batch[NOISE], told, level)
+            made = model(batch[NOISE], told, level).float()  # mixtures are made in full precision
         images = [real.requires_grad_(game.needs_real_gradient), made]
         if game.needs_mixture:
             share = batch[MIX].reshape(-1, *[1] * (real.ndim - 1))
