@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.gan.tiny_gans import EXAMPLES, NUM_SAMPLES, NUM_TOKENS, PITCHES, RATE, SECTIONS, make_gan
+from tokkata.tests.gan.tiny_gans import EXAMPLES, NUM_SAMPLES, NUM_TOKENS, PITCHES, RATE, SECTIONS, make_gan
 from tokkata.core.conditions import Given
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.gan.tiny_gans import NUM_SAMPLES, make_gan
+from tokkata.tests.gan.tiny_gans import NUM_SAMPLES, make_gan
 from tokkata.core.files import read_jsonl
 from tokkata.gan.generate import generate
 from tokkata.gan.interpolate import between, walk
