@@ -75,8 +75,9 @@ class InstantaneousFrequencyImage(SpectralImage):
     """Window of the transform in samples; half as many frequencies are kept."""
     hop: PositiveInt = 512
     """Samples between two windows."""
-    mel: bool = False
-    """Spread the frequencies on the mel scale, as many as before."""
+    num_mels: PositiveInt | None = None
+    """Spread the frequencies on the mel scale, in so many bands; GANSynth's are as many as the frequencies.
+    null: leave them."""
 
 
 class LatentImage(Section):
@@ -242,7 +243,7 @@ class GanSynthModel(ProgressiveSection):
     """Label columns of the corpus that the generator is told as one value of those that occur, and the
     discriminator has to recognise."""
     representation: InstantaneousFrequencyImage = InstantaneousFrequencyImage(
-        kind="instantaneous_frequency", mel=True
+        kind="instantaneous_frequency", num_mels=1024
     )
     """What is made."""
 

@@ -1,6 +1,6 @@
-"""Spreading a spectrum's bins on the mel scale, as many bands as bins, and gathering them again.
+"""Spreading a spectrum's bins on the mel scale, and gathering them again.
 
-Shapes: F bins, and as many bands.
+Shapes: F bins.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def mel_to_hertz(mels: Tensor) -> Tensor:
     return 700.0 * torch.expm1(mels / 1127.0)
 
 
-def spreading(num_bins: int, bin_hz: float) -> Tensor:
-    """Weights `[bands, bins]` float32, each row of which sums to 1: what a band holds of each bin.
+def spreading(num_bins: int, bin_hz: float, num_bands: int | None = None) -> Tensor:
+    """Weights `[bands, bins]` float32, by default as many bands as bins, each row of which sums to 1: what a band holds of each bin.
 
     Bands are equally spaced in mel from 0 Hz to the highest bin. Where they are farther apart than bins, a
     band is a triangle that ends at its neighbours, as in GANSynth (arXiv:1902.08710). Where bins are farther
@@ -29,7 +29,7 @@ def spreading(num_bins: int, bin_hz: float) -> Tensor:
     """
     bins = torch.arange(num_bins, dtype=torch.float64)
     top = hertz_to_mel(bins[-1] * bin_hz)
-    bands = mel_to_hertz(torch.linspace(0.0, 1.0, num_bins, dtype=torch.float64) * top) / bin_hz
+    bands = mel_to_hertz(torch.linspace(0.0, 1.0, num_bands or num_bins, dtype=torch.float64) * top) / bin_hz
     gaps = torch.diff(bands, prepend=-bands[1:2])
     triangles = (1.0 - (bins - bands[:, None]).abs() / gaps[:, None]).clamp(min=0.0)
     nearest = torch.nn.functional.one_hot(bands.round().long().clamp(max=num_bins - 1), num_bins).double()

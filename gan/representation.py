@@ -133,7 +133,7 @@ class Spectrogram(Representation):
         self.transform = ShortTime(section.window, section.hop)
 
     def shape(self, num_samples: int) -> Shape:
-        """Half as many frequencies as the window has samples, and a frame for each hop."""
+        """Half as many frequencies as the window has samples, or its mel bands, and a frame for each hop."""
         return Shape(self.num_channels, self.num_bins, self.transform.num_frames(num_samples))
 
     @torch.no_grad()
@@ -252,14 +252,18 @@ class InstantaneousFrequency(Spectrogram):
     partial.
 
     Of 24 synthesised notes of 1.024 s at 16 kHz, a window of 512 and a hop of 128, what comes back on the mel
-    scale has an SI-SDR of 45 dB in the mean, and 31 dB with GANSynth's bands and means; all keep their pitch.
+    scale (256 bands) has an SI-SDR of 45 dB in the mean, and 31 dB with GANSynth's bands and means; all keep
+    their pitch. With a window of 1024, a hop of 256 and 128 bands, a quarter of the numbers, it is 20 dB.
     """
 
     num_channels = 2
 
     def __init__(self, section: InstantaneousFrequencyImage, sample_rate: int) -> None:
         super().__init__(section, sample_rate)
-        spread = spreading(self.num_bins, sample_rate / section.window) if section.mel else None
+        spread = None
+        if section.num_mels is not None:
+            spread = spreading(self.num_bins, sample_rate / section.window, section.num_mels)
+            self.num_bins = section.num_mels
         self.register_buffer("spread", spread, persistent=False)
         self.register_buffer("gather", None if spread is None else gathering(spread), persistent=False)
         self.register_buffer("peak", torch.tensor(math.nan))

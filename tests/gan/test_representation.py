@@ -27,7 +27,7 @@ LOG_MAGNITUDE = LogMagnitudeImage(kind="log_magnitude")
 COMPLEX = ComplexImage(kind="complex", window=512, hop=128)
 COMPRESSED = ComplexImage(kind="complex", window=512, hop=128, power=0.5)
 FREQUENCY = InstantaneousFrequencyImage(kind="instantaneous_frequency", window=512, hop=128)
-MEL = InstantaneousFrequencyImage(kind="instantaneous_frequency", window=512, hop=128, mel=True)
+MEL = InstantaneousFrequencyImage(kind="instantaneous_frequency", window=512, hop=128, num_mels=256)
 SPECTRAL = [LOG_MAGNITUDE, COMPLEX, COMPRESSED, FREQUENCY, MEL]
 ALL = [WAVEFORM, *SPECTRAL]
 EXACT = [WAVEFORM, COMPLEX, COMPRESSED, FREQUENCY]
