@@ -20,7 +20,8 @@ def mel_to_hertz(mels: Tensor) -> Tensor:
 
 
 def spreading(num_bins: int, bin_hz: float, num_bands: int | None = None) -> Tensor:
-    """Weights `[bands, bins]` float32, by default as many bands as bins, each row of which sums to 1: what a band holds of each bin.
+    """Weights `[bands, bins]` float32, each row of which sums to 1: what a band holds of each bin. By default
+    there are as many bands as bins.
 
     Bands are equally spaced in mel from 0 Hz to the highest bin. Where they are farther apart than bins, a
     band is a triangle that ends at its neighbours, as in GANSynth (arXiv:1902.08710). Where bins are farther
