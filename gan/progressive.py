@@ -82,7 +82,7 @@ class ProgressiveGenerator(Generator):
         return fade(level, lambda: enlarge(self._shown(before, highest - 1)), self._shown(x, highest))
 
     def _shown(self, x: Tensor, i: int) -> Tensor:
-        return torch.tanh(self.to_image[i](x))
+        return torch.tanh(self.to_image[i](x).float())
 
 
 class ProgressiveDiscriminator(Discriminator):

@@ -97,7 +97,7 @@ class VqcpcGanGenerator(Generator):
         x = pixel_norm(leaky(x))
         for i, convolutions in enumerate(self.levels):
             x = convolutions(x if i == 0 else enlarge(x, (2, 1)))
-        return torch.tanh(self.to_image(x))
+        return torch.tanh(self.to_image(x).float())
 
     def _tokens(self, told: GivenConditions, like: Tensor) -> Tensor:
         """`[B, V, L]`, zeros where hidden."""

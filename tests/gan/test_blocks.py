@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,6 +99,19 @@ def test_shrinking_undoes_enlarging(f: int, t: int, seed: int) -> None:
     assert large.shape == (2, 3, 4 * f, 5 * t)
     torch.testing.assert_close(large[..., ::f, ::t], x)
     torch.testing.assert_close(shrink(large, (f, t)), x)
+
+
+@pytest.mark.parametrize("factor", [(2, 2), (2, 1), (4, 4)])
+def test_resolutions_change_as_pytorch_changes_them_and_so_do_gradients(factor: tuple[int, int]) -> None:
+    x = random(2, 3, 8, 4)
+    torch.testing.assert_close(shrink(x, factor), F.avg_pool2d(x, factor))
+    torch.testing.assert_close(
+        enlarge(x, factor), F.interpolate(x, scale_factor=tuple(map(float, factor)), mode="nearest")
+    )
+    x = x[:1, :1].double().requires_grad_()
+    for change in (shrink, enlarge):
+        assert torch.autograd.gradcheck(lambda x, f=change: f(x, factor), x)
+        assert torch.autograd.gradgradcheck(lambda x, f=change: f(x, factor) ** 2, x)
 
 
 @given(level=st.floats(0, 5))
