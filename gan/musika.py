@@ -85,6 +85,7 @@ class MusikaGenerator(Generator):
             nn.Conv1d(below, 2 * above, 1) for below, above in itertools.pairwise(widths)
         )
         self.end = nn.Conv1d(widths[-1], shape.channels, 3)
+        _he_initialise(self, negative_slope=0.0)
 
     @property
     def lowest_frames(self) -> int:
@@ -324,11 +325,7 @@ class MusikaDiscriminator(Discriminator):
         self.score = nn.Linear(widths[-1] * num_frames, 1)
         self.told = ConditionVector(conditions)
         self.heads = nn.Linear(widths[-1], self.told.dim) if self.told.dim else None
-        for module in self.modules():
-            if isinstance(module, nn.Conv1d):
-                nn.init.kaiming_normal_(module.weight, a=0.2)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        _he_initialise(self, negative_slope=0.2)
 
     def forward(
         self, image: Tensor, told: GivenConditions, draws: Tensor, level: float, parts: int
@@ -379,6 +376,15 @@ class _Half(nn.Module):
         found = F.leaky_relu(self.second(found), 0.2)
         total: Tensor = (self.skip(F.avg_pool1d(x, 2)) + found) * math.sqrt(0.5)
         return total
+
+
+def _he_initialise(module: nn.Module, *, negative_slope: float) -> None:
+    """Let convolutions keep the variance of what a rectifier lets through (arXiv:1502.01852)."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv1d):
+            nn.init.kaiming_normal_(part.weight, a=negative_slope)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
 
 
 def _normed(x: Tensor) -> Tensor:
