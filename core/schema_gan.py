@@ -307,7 +307,7 @@ class VqcpcEncoder(Section):
     predicted_steps: PositiveInt = 5
     """Frames ahead that are predicted."""
     num_negatives: PositiveInt = 16
-    """Wrong frames, of the same batch, that the right one has to be told from."""
+    """Wrong frames, of the same clip, that the right one has to be told from."""
     steps: PositiveInt = 500
     """Training steps."""
 

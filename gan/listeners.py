@@ -1,0 +1,154 @@
+"""What the networks have in common that hear the corpus before a generator is told what they heard.
+
+They are trained in the shared loop on crops of the split `train`, and then listen to every clip of every
+split. What decides their training stands in the recipe's section of them, and here: the section `train` is
+the generator's, of which they take only what cannot change a result.
+
+Shapes: B batch, N samples, M mel bands, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+import torchaudio
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..core.errors import UserError
+from ..core.files import atomic_file
+from ..core.schema import Recipe, Train
+from ..core.sections import Split
+from ..tokenize.store import TokenSplit, TokenStore
+from .short_time import ShortTime
+
+SEED = 0
+BATCH_SIZE = 32
+NUM_EXAMPLES = 256
+"""Clips that tell how loud log-mel magnitudes are."""
+
+_FLOOR = 1e-3  # of mel magnitudes; a full-scale sine's is a quarter of the window's length
+_AT_ONCE = 2**22  # samples
+
+
+class LogMel(nn.Module):
+    """Standardised log-mel magnitudes, with the frames of `ShortTime`. It has no weights."""
+
+    def __init__(
+        self, sample_rate: int, window: int, hop: int, num_mels: int, mean: float = 0.0, std: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+        self.transform = ShortTime(window, hop)
+        bank = torchaudio.functional.melscale_fbanks(
+            window // 2 + 1, 0.0, sample_rate / 2, num_mels, sample_rate
+        )
+        self.register_buffer("bank", bank.T.contiguous(), persistent=False)
+        self.bank: Tensor
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Audio `[B, N]` to `[B, M, T]`."""
+        with torch.autocast(audio.device.type, enabled=False):
+            mel = self.bank @ self.transform(audio.float()).abs()
+            found: Tensor = (mel.clamp(min=_FLOOR).log() - self.mean) / self.std
+        return found
+
+
+@dataclass(frozen=True)
+class LogMelScale:
+    """Of log-mel magnitudes, over some clips."""
+
+    mean: float
+    std: float
+
+
+def scale_of(log_mel: LogMel, audio: Tensor) -> LogMelScale:
+    """Of what `log_mel`, which has none itself, makes of audio `[B, N]`."""
+    found = log_mel(audio)
+    return LogMelScale(float(found.mean()), max(float(found.std()), 1e-3))
+
+
+def loop_settings(recipe: Recipe, steps: int) -> Train:
+    """How a listener is trained; only what cannot change a result is the recipe's."""
+    train = recipe.train
+    return Train(
+        steps=steps,
+        batch_size=BATCH_SIZE,
+        lr=2e-3,
+        weight_decay=0.01,
+        warmup_steps=min(50, steps // 10),
+        ema_decay=0.98,
+        seed=SEED,
+        log_every=train.log_every,
+        validate_every=train.validate_every,
+        save_every=train.save_every,
+        keep_checkpoints=train.keep_checkpoints,
+        timeout_s=train.timeout_s,
+    )
+
+
+def read_audio(split: TokenSplit, crops: Sequence[tuple[int, int]], num_samples: int) -> Tensor:
+    """`[B, num_samples]` of (clip, first sample) pairs; silence after a clip's end."""
+    audio = torch.zeros(len(crops), num_samples)
+    for row, (clip, start) in enumerate(crops):
+        found = split.latents(clip, start, num_samples)[0]
+        audio[row, : len(found)] = torch.from_numpy(found)
+    return audio
+
+
+def some_clips(split: TokenSplit, num_clips: int = NUM_EXAMPLES) -> list[int]:
+    """Clips from all over the split."""
+    chosen = np.linspace(0, len(split) - 1, min(len(split), num_clips)).round()
+    return [int(clip) for clip in chosen]
+
+
+@dataclass(frozen=True)
+class WholeClips:
+    """Clips of equal length."""
+
+    ids: list[str]
+    audio: Tensor  # [B, N]
+
+
+def whole_clips(store: TokenStore) -> Iterator[WholeClips]:
+    """All clips of all splits, several at once where neighbours are equally long."""
+    for name in get_args(Split):
+        split = store.split(name)
+        ids = [str(id) for id in split.column("id")] if len(split) else []
+        for length, found in groupby(range(len(split)), lambda clip: int(split.num_frames[clip])):  # noqa: B023
+            clips = list(found)
+            size = max(1, min(BATCH_SIZE, _AT_ONCE // length))
+            for first in range(0, len(clips), size):
+                some = clips[first : first + size]
+                yield WholeClips(
+                    [ids[clip] for clip in some], read_audio(split, [(clip, 0) for clip in some], length)
+                )
+
+
+def write_by_clip(path: Path, found: Mapping[str, Tensor]) -> None:
+    """Write what was heard in each clip, by its id."""
+    with atomic_file(path) as partial:
+        save_file({id: tensor.contiguous() for id, tensor in found.items()}, partial)
+
+
+def read_by_clip(path: Path) -> dict[str, Tensor]:
+    """Undo `write_by_clip`; raises `UserError` if there is no such file, or it is damaged."""
+    try:
+        found: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: run the stage prepare again") from error
+    return found
+
+
+def heard_in(found: Mapping[str, Tensor], id: str, path: Path) -> Tensor:
+    """What was heard in the clip `id`; raises `UserError` if that is not known."""
+    if id not in found:
+        raise UserError(f"{path} knows nothing of the clip '{id}': run the stage prepare again")
+    return found[id]
