@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from ..core.card import MODEL, SCORES_HEADING, condition_line, example_options
+from ..core.conditions import Condition, Conditions
 from ..core.files import write_text
 from ..core.recipe import dump_recipe
 from ..core.schema import Recipe
@@ -25,11 +26,11 @@ def write_card(path: Path, recipe: Recipe, model: GanModel, validation: dict[str
     scores = f"| | |\n|---|---|\n{rows}" if rows else "There was no held-out clip to validate on.\n"
     tokens = recipe.folder / "tokens"
     origins = read_origins(tokens) if (tokens / ORIGIN).exists() else origins_of(recipe.data)
-    conditions = "".join(map(condition_line, config.conditions)) or "None: it is told nothing.\n"
+    conditions = "".join(map(_line, config.conditions)) or "None: it is told nothing.\n"
     length_s = recipe.generate.duration_s
     duration_s = length_s if any_length else min(length_s, config.duration_s)
     frames = round(duration_s * codec["frame_rate"])
-    options = example_options(config.conditions)
+    options = [*example_options(config.conditions), *_number_options(config.conditions)]
     command = ["tokkata", "generate", MODEL, "--num", "4", "--duration", f"{duration_s:g}", *options]
     makes = "latents" if section.uses_codec else "samples"
     image = section.model_dump()["representation"]["kind"]
@@ -91,6 +92,18 @@ _MISSING = """
 It was always told all of them. What is not said is that of a training clip, drawn by the seed, which is kept
 in `config.json`.
 """
+
+
+def _line(condition: Condition) -> str:
+    if condition.kind == "sequence":
+        return f"- `{condition.name}`: one of {condition.width} tokens for each frame of the spectrogram\n"
+    return condition_line(condition)
+
+
+def _number_options(conditions: Conditions) -> list[str]:
+    """Options of `tokkata generate` that tell the first number, as an example."""
+    numbers = [condition for condition in conditions if condition.kind == "number"]
+    return ["--label", f"{numbers[0].name}={0.8 * (numbers[0].maximum or 1):g}"] if numbers else []
 
 
 def _settings(config: GanConfig) -> str:

@@ -50,6 +50,7 @@ def started(text):
         (["tokenize"], ["RECIPE", "KEY=VALUE"]),
         (["train"], ["RECIPE", "KEY=VALUE"]),
         (["generate"], ["RECIPE", "KEY=VALUE"]),
+        (["interpolate"], ["MODEL", "--from", "--to", "--steps", "--pitch", "--out"]),
         (["eval"], ["RECIPE", "KEY=VALUE"]),
         (["codec"], ["train", "eval"]),
         (["codec", "train"], ["RECIPE", "KEY=VALUE"]),

@@ -27,7 +27,7 @@ from tokkata.gan.sample import choose_clips, sample
 from tokkata.gan.told import ClipTold
 from tokkata.lm.publish import push_to_hub
 from tokkata.tests.gan.made_notes import NUM_SAMPLES, RATE, write_notes
-from tokkata.tests.gan.tiny_gans import NUM_TOKENS, SECTIONS
+from tokkata.tests.gan.tiny_gans import NUM_TOKENS, SECTIONS, make_gan
 from tokkata.tokenize.store import TokenStore
 
 CROP = 1024
@@ -191,6 +191,19 @@ def test_what_the_card_tells(make_run):
         "kind: gansynth",
     ]:
         assert fact in text, fact
+
+
+def test_the_card_says_how_numbers_and_tokens_are_told(make_run, numbered, tmp_path):
+    recipe = make_run("vqcpc_gan", [PITCH, *Numbered.conditions])
+    text = (recipe.folder / "model" / "README.md").read_text()
+    assert "--duration 0.128 --label pitch=60\n" in text
+    assert "- `tokens`: one of 4 tokens for each frame of the spectrogram\n" in text
+    assert "- It was trained on clips of 0.128 s. In longer ones" in text
+    write_card(tmp_path / "card.md", recipe, make_gan("drumgan"), {})
+    text = (tmp_path / "card.md").read_text()
+    assert "--label brightness=0.8\n" in text
+    assert "- `warmth`: a number from 0 to 1\n" in text
+    assert "There was no held-out clip to validate on." in text
 
 
 def test_the_python_of_the_card_runs(make_run):
