@@ -1,0 +1,113 @@
+"""Every family on the same notes, each trained for about ten minutes of one CPU core.
+
+    python tests/benchmarks/families.py                       # all, one after another: about two hours
+    python tests/benchmarks/families.py --only gansynth wavenet
+    python tests/benchmarks/notes_table.py runs/families/*    # the table of those that are there
+
+The notes are the quickstart's, cut to 1.024 s; each family is told what its recipe says. Training runs in one
+thread. `train_cpu_s.json` beside each run has the CPU seconds of its stages `prepare` and `train`, of all
+attempts together. Killed and started again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from tokkata.core.files import write_json
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+CPU_SECONDS = "train_cpu_s.json"
+
+NOTES = "data={kind: synth, num_clips: 520, duration_s: 2.0, forms: [note], pitch_min: 48, pitch_max: 60}"
+COMMON = [
+    NOTES,
+    "audio.max_duration_s=1.024",
+    "generate.duration_s=1.0",
+    "generate.num_clips=48",
+    "eval.embedding=logmel",
+]
+_SAMPLES = [
+    "train.precision=no",
+    "train.warmup_steps=50",
+    "train.ema_decay=0.99",
+    "train.lr=4e-3",
+    "generate.batch_size=24",
+    "train.validate_every=400",
+    "train.save_every=200",
+]
+_TOLD = "conditions: [pitch, velocity, instrument_family]"
+
+SYSTEMS: dict[str, tuple[str, list[str]]] = {
+    "wavenet": (
+        "nsynth-wavenet.yaml",
+        [
+            *_SAMPLES,
+            f"model={{kind: wavenet, {_TOLD}, input_noise: 4}}",
+            "train.steps=1150",
+            "train.batch_size=2",
+            "train.crop_s=0.4",
+        ],
+    ),
+    "samplernn": (
+        "nsynth-samplernn.yaml",
+        [
+            *_SAMPLES,
+            f"model={{kind: samplernn, dim: 256, embedding_dim: 64, {_TOLD}, input_noise: 2}}",
+            "train.steps=600",
+            "train.batch_size=16",
+            "train.crop_s=0.128",
+            "train.schedule=cosine",
+        ],
+    ),
+    "transformer": ("quickstart.yaml", ["train.steps=2600", "train.crop_s=1.024"]),
+    "diffusion": ("quickstart-diffusion.yaml", ["train.steps=4500", "train.crop_s=1.024"]),
+    "wavegan": ("notes-wavegan.yaml", []),
+    "specgan": ("notes-specgan.yaml", []),
+    "gansynth": ("notes-gansynth.yaml", []),
+    "drumgan": ("notes-drumgan.yaml", []),
+    "darkgan": ("notes-darkgan.yaml", []),
+    "vqcpc-gan": ("notes-vqcpc-gan.yaml", []),
+    "musika": ("notes-musika.yaml", []),
+}
+"""By name: a recipe, and the settings that make it one of this comparison."""
+
+
+def stage(recipe: Path, settings: list[str], names: str) -> float:
+    """Run stages of a recipe in one thread; returns the CPU seconds that this took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "tokkata.cli", "run", str(recipe), *settings, "--stages", names]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    """Train and sample the families that are asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/families"))
+    parser.add_argument("--set", nargs="+", default=[], help="settings for all, such as train.steps=100")
+    args = parser.parse_args()
+    for name in args.only:
+        file, settings = SYSTEMS[name]
+        recipe = RECIPES / file
+        settings = [f"name={name}", f"runs_dir={args.runs}", *COMMON, *settings, *args.set]
+        has_prepare = name in ("darkgan", "vqcpc-gan")
+        stage(recipe, settings, "tokenize")
+        kept = args.runs / name / CPU_SECONDS
+        spent = json.loads(kept.read_text()) if kept.exists() else 0.0
+        spent += stage(recipe, settings, "prepare,train" if has_prepare else "train")
+        write_json(kept, round(spent, 1))
+        stage(recipe, settings, "generate,eval")
+
+
+if __name__ == "__main__":
+    main()
