@@ -7,8 +7,8 @@ of the corpus, in log-mel frames and in the embedding of the runs' recipes (and 
 with the pitch of their label and its 95 % interval; how different clips are from each other, as a share of
 what held-out ones are (`gan/collapse.py`); steps and minutes of training by its log, or CPU minutes where
 `families.py` has measured them; and seconds of audio generated in a second here, in one batch of
-`--speed-clips` clips, decoding and writing included. Below: other real clips, the first run's codec, untrained
-models, and white noise. Prints Markdown.
+`--speed-clips` clips, decoding and writing included. Below: other real clips, the first run's codec,
+untrained models, and white noise. Prints Markdown.
 """
 
 from __future__ import annotations
