@@ -259,8 +259,11 @@ def _draws(num_frames: int, num_negatives: int, *seeds: int) -> Tensor:
 
 def _fixed(split: TokenSplit, num_samples: int, num_frames: int, num_negatives: int) -> Batch:
     clips = some_clips(split, _VALID_CLIPS)
+    # From the beginning of the first to about the end of the last: beginnings alone hold no endings.
+    rooms = [max(0, int(split.num_frames[clip]) - num_samples) for clip in clips]
+    crops = [(clip, i * room // len(clips)) for i, (clip, room) in enumerate(zip(clips, rooms, strict=True))]
     return {
-        "audio": read_audio(split, [(clip, 0) for clip in clips], num_samples),
+        "audio": read_audio(split, crops, num_samples),
         "draws": torch.stack([_draws(num_frames, num_negatives, 3, clip) for clip in clips]),
     }
 
