@@ -73,7 +73,9 @@ class ProgressiveGenerator(Generator):
         """`[B, noise_dim]` to an image of the size of `level`; only layers run that this level shows."""
         assert 0 <= level <= self.num_levels - 1
         # Noise on a hypersphere: arXiv:1710.10196, app. A.1.
-        given = torch.cat([pixel_norm(noise), self.condition_vector(told, like=noise)], dim=1)
+        # A label is as long a vector as the noise, else weights of scale 1 would take long to hear it.
+        vector = self.condition_vector(told, like=noise) * math.sqrt(self.noise_dim)
+        given = torch.cat([pixel_norm(noise), vector], dim=1)
         x = pixel_norm(leaky(self.start(given).reshape(len(noise), -1, *self.lowest)))
         highest = math.ceil(level)
         before = x

@@ -10,6 +10,7 @@ Shapes: B batch, C channels, F frequencies, T frames (L of the tokens), V tokens
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import ClassVar
 
@@ -91,8 +92,11 @@ class VqcpcGanGenerator(Generator):
     def forward(self, noise: Tensor, told: GivenConditions, level: float) -> Tensor:
         """`[B, N]` to `[B, C, F, L]`; without tokens, to as many frames as clips had in training."""
         tokens = self._tokens(told, noise)
-        clip = torch.cat([pixel_norm(noise), self.condition_vector(told, like=noise)], dim=1)
-        given = torch.cat([clip[:, :, None].expand(-1, -1, tokens.shape[2]), tokens], dim=1)
+        # Labels and tokens are as long vectors as the noise; weights of scale 1 hear shorter ones late.
+        length = math.sqrt(self.noise_dim)
+        vector = self.condition_vector(told, like=noise) * length
+        clip = torch.cat([pixel_norm(noise), vector], dim=1)[:, :, None]
+        given = torch.cat([clip.expand(-1, -1, tokens.shape[2]), tokens * length], dim=1)
         x = self.start(given[:, :, None]).reshape(len(noise), -1, self.num_bins, tokens.shape[2])
         x = pixel_norm(leaky(x))
         for i, convolutions in enumerate(self.levels):
