@@ -7,8 +7,9 @@ Shapes: B batch, D latent width, T frames, W windows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from .diffusion_model import DiffusionModel
 from .network import Conditioned
 from .objective import Denoised
 from .packed_linears import packed_linears
+from .replayed import FEWEST_CALLS, Replayed
 from .sampler import Callback, Start, clip_generators, draw_noise, sample
 
 Inputs = Mapping[str, Given] | Mapping[str, Sequence[Label | Tensor | None]]
@@ -214,6 +216,13 @@ class _Guided:
             _Part(model, given, batch_size, windows[i : i + per_part], settings)
             for i in range(0, len(windows), per_part)
         ]
+        # Of many windows each pass keeps the device busy for long, and a graph of each would need memory.
+        predict = self._parts[0].predict
+        self._predict: dict[bool, Callable[[Tensor, Tensor], Tensor]] = {
+            guided: partial(predict, guided=guided) for guided in (False, True)
+        }
+        if settings.steps >= FEWEST_CALLS:
+            self._predict = {guided: Replayed(one) for guided, one in self._predict.items()}
         length = windows[0].stop - windows[0].start
         ramp = torch.arange(1, length + 1, device=model.device)
         self._weights = torch.minimum(ramp, ramp.flip(0)).float()
@@ -226,7 +235,7 @@ class _Guided:
         inputs = self._inputs(x)
         guided = self._settings.guides_at(float(time[0]))
         if len(self._parts) == 1 and len(self._parts[0].windows) == 1:
-            output = self._parts[0].predict(inputs, time, guided)
+            output = self._predict[guided](inputs, time)
         else:
             output = torch.zeros_like(x)
             for part in self._parts:
