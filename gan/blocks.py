@@ -80,16 +80,15 @@ def pixel_norm(x: Tensor) -> Tensor:
 
 
 # arXiv:1710.10196, sec. 3; in groups, as the published code of StyleGAN (arXiv:1812.04948) has it.
-def minibatch_deviation(x: Tensor, parts: int, largest_group: int = 4) -> Tensor:
+def minibatch_deviation(x: Tensor, largest_group: int = 4) -> Tensor:
     """`x` `[B, C, …]` with one more channel: how much clips of a group differ, averaged over all numbers.
 
-    The batch is `parts` batches of equal size one after another, and each of those is cut into groups of
-    consecutive clips. A group is as many clips as divide both a part and `largest_group`. Micro-batches and
-    processes that hold a multiple of `largest_group` clips thus find what one process finds with all of them;
-    with another number of clips their groups are smaller, and the verdict is another one. A group of one clip
-    has no deviation: the channel is 0 then.
+    The batch is cut into groups of consecutive clips, of as many as divide both it and `largest_group`.
+    Micro-batches and processes that hold a multiple of `largest_group` clips thus find what one process finds
+    with all of them; with another number of clips their groups are smaller, and the verdict is another one. A
+    group of one clip has no deviation: the channel is 0 then.
     """
-    size = math.gcd(len(x) // parts, largest_group)
+    size = math.gcd(len(x), largest_group)
     if size == 1:
         return torch.cat([x, x.new_zeros(len(x), 1, *x.shape[2:])], dim=1)
     groups = x.reshape(-1, size, *x.shape[1:]).float()

@@ -79,15 +79,12 @@ class Discriminator(nn.Module, ABC):
     """Random numbers that it needs for each clip."""
 
     @abstractmethod
-    def forward(
-        self, image: Tensor, told: GivenConditions, draws: Tensor, level: float, parts: int
-    ) -> Verdict:
+    def forward(self, image: Tensor, told: GivenConditions, draws: Tensor, level: float) -> Verdict:
         """The verdict on an image of the size that belongs to `level`.
 
         `told` is what the clips are told, for discriminators that see it (those with heads need not).
-        `draws` `[B, num_draws]`, evenly between 0 and 1, decide all that is random in it. The batch is
-        `parts` batches of equal size one after another, such as real clips, made ones and mixtures; what a
-        discriminator computes across clips it computes within each.
+        `draws` `[B, num_draws]`, evenly between 0 and 1, decide all that is random in it. All clips are real
+        ones, or made ones, or mixtures, so that it may compare them with each other.
         """
 
     def at_level(self, image: Tensor, level: float) -> Tensor:

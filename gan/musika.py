@@ -327,9 +327,7 @@ class MusikaDiscriminator(Discriminator):
         self.heads = nn.Linear(widths[-1], self.told.dim) if self.told.dim else None
         _he_initialise(self, negative_slope=0.2)
 
-    def forward(
-        self, image: Tensor, told: GivenConditions, draws: Tensor, level: float, parts: int
-    ) -> Verdict:
+    def forward(self, image: Tensor, told: GivenConditions, draws: Tensor, level: float) -> Verdict:
         """One verdict a clip, `[B]`, on latents `[B, D, T]` of the length of training."""
         x = F.leaky_relu(self.begin(image), 0.2)
         for half in self.halves:

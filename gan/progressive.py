@@ -106,9 +106,7 @@ class ProgressiveDiscriminator(Discriminator):
         self.joined = EqualLinear(widths[0] * math.prod(self.lowest), widths[0])
         self.opinions = EqualLinear(widths[0], 1 + self.condition_vector.dim, gain=1.0)
 
-    def forward(
-        self, image: Tensor, told: GivenConditions, draws: Tensor, level: float, parts: int
-    ) -> Verdict:
+    def forward(self, image: Tensor, told: GivenConditions, draws: Tensor, level: float) -> Verdict:
         """Scores `[B]` and heads for all labels and numbers; only layers run that this level shows."""
         highest = math.ceil(level)
         assert image.shape[-2:] == tuple(n * 2**highest for n in self.lowest)
@@ -117,7 +115,7 @@ class ProgressiveDiscriminator(Discriminator):
             x = shrink(self.levels[i](x))
             if i == highest:
                 x = fade(level, lambda: leaky(self.from_image[highest - 1](shrink(image))), x)
-        x = self.levels[0](minibatch_deviation(x, parts))
+        x = self.levels[0](minibatch_deviation(x))
         opinions = self.opinions(leaky(self.joined(x.flatten(1))))
         return Verdict([opinions[:, 0]], self.condition_vector.split(opinions[:, 1:]))
 

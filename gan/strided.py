@@ -135,9 +135,7 @@ class StridedDiscriminator(Discriminator):
         """What becomes of the output `[B, W, …]` of a layer, counted from 0, before the next one."""
         return x
 
-    def forward(
-        self, image: Tensor, told: GivenConditions, draws: Tensor, level: float, parts: int
-    ) -> Verdict:
+    def forward(self, image: Tensor, told: GivenConditions, draws: Tensor, level: float) -> Verdict:
         """One score a clip, and a head for each condition."""
         x = image
         for i, layer in enumerate(self.layers):

@@ -119,7 +119,7 @@ class Judge(nn.Module):
     ) -> list[Verdict]:
         """A verdict on each of up to three images; `draws` `[B, 3 n]` are theirs one after another."""
         share = draws.chunk(3, dim=1)
-        return [self.network(image, told, part, level, 1) for image, part in zip(images, share, strict=False)]
+        return [self.network(image, told, part, level) for image, part in zip(images, share, strict=False)]
 
 
 class GanStep:
@@ -177,12 +177,11 @@ class GanStep:
     def generator_loss(self, modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
         """Of what the discriminator says of new clips."""
         told = from_batch(batch)
-        network = _bare(modules[DISCRIMINATOR]).network
-        assert isinstance(network, Discriminator)
+        judge = _bare(modules[DISCRIMINATOR])
         level = self.level(int(batch[STEP]))
         made = modules[MODEL](batch[OTHER_NOISE], told, level)
-        with _frozen(network):
-            verdict: Verdict = network(made, told, batch[DRAWS].chunk(3, dim=1)[0], level, 1)
+        with _frozen(judge):
+            verdict: Verdict = judge([made], told, batch[DRAWS], level)[0]
         heads = head_loss(self._conditions, self._heads, verdict.heads, told)
         verdict_loss = self._game.generator(verdict.scores)
         terms = [verdict_loss, *(self._section.head_weight * one for one in heads.values())]

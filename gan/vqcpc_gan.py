@@ -166,12 +166,12 @@ class GlobalDiscriminator(nn.Module):
         self.joined = EqualLinear(joined, widths[0])
         self.opinions = EqualLinear(widths[0], 1 + self.condition_vector.dim, gain=1.0)
 
-    def forward(self, image: Tensor, parts: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """`[B, C, F, T]`, T as in training, to scores `[B]` and heads."""
         x = leaky(self.from_image(image))
         for level, factor in zip(self.levels, self.factors, strict=True):
             x = shrink(level(x), factor)
-        x = self.last(minibatch_deviation(x, parts))
+        x = self.last(minibatch_deviation(x))
         opinions = self.opinions(leaky(self.joined(x.flatten(1))))
         return opinions[:, 0], self.condition_vector.split(opinions[:, 1:])
 
@@ -185,10 +185,8 @@ class VqcpcGanDiscriminator(Discriminator):
         self.of_windows = LocalDiscriminator(section, shape, self.tokens.width)
         self.of_clips = GlobalDiscriminator(section, shape, conditions)
 
-    def forward(
-        self, image: Tensor, told: GivenConditions, draws: Tensor, level: float, parts: int
-    ) -> Verdict:
+    def forward(self, image: Tensor, told: GivenConditions, draws: Tensor, level: float) -> Verdict:
         """The verdict on clips of as many frames as in training."""
         of_windows, tokens = self.of_windows(image)
-        of_clips, heads = self.of_clips(image, parts)
+        of_clips, heads = self.of_clips(image)
         return Verdict([of_windows, of_clips], heads | {self.tokens.name: tokens})

@@ -54,7 +54,7 @@ def test_pixel_norm_is_of_each_place_alone(seed: int, size: float) -> None:
 
 def test_the_deviation_of_a_group_is_one_number_on_a_channel() -> None:
     x = random(8, 3, 2, 5)
-    added = minibatch_deviation(x, parts=1)
+    added = minibatch_deviation(x)
     assert added.shape == (8, 4, 2, 5)
     torch.testing.assert_close(added[:, :3], x)
     for group in (slice(0, 4), slice(4, 8)):
@@ -62,30 +62,27 @@ def test_the_deviation_of_a_group_is_one_number_on_a_channel() -> None:
         torch.testing.assert_close(added[group, 3], expected.expand(4, 2, 5), rtol=1e-4, atol=1e-5)
 
 
-@given(parts=st.integers(1, 3), groups=st.integers(1, 3), seed=st.integers(0, 2**31))
+@given(groups=st.integers(1, 3), seed=st.integers(0, 2**31))
 @settings(deadline=None, max_examples=20)
-def test_deviations_are_those_of_each_part_and_of_each_process(parts: int, groups: int, seed: int) -> None:
-    x = random(parts, 4 * groups, 2, 3, 3, seed=seed)
-    whole = minibatch_deviation(x.flatten(0, 1), parts).view(parts, 4 * groups, 3, 3, 3)
-    for i in range(parts):
-        torch.testing.assert_close(minibatch_deviation(x[i], 1), whole[i])
-    for g in range(groups):  # as if a process had these rows of each part
-        rows = slice(4 * g, 4 * g + 4)
-        own = minibatch_deviation(x[:, rows].flatten(0, 1), parts).view(parts, 4, 3, 3, 3)
-        torch.testing.assert_close(own, whole[:, rows])
+def test_deviations_are_those_of_each_process(groups: int, seed: int) -> None:
+    x = random(4 * groups, 2, 3, 3, seed=seed)
+    whole = minibatch_deviation(x)
+    for first in range(0, 4 * groups, 4):  # as if a process had these rows
+        rows = slice(first, first + 4)
+        torch.testing.assert_close(minibatch_deviation(x[rows]), whole[rows])
 
 
 @pytest.mark.parametrize(("batch", "group"), [(1, 1), (2, 2), (3, 1), (6, 2), (12, 4)])
-def test_groups_are_as_many_clips_as_divide_a_part(batch: int, group: int) -> None:
+def test_groups_are_as_many_clips_as_divide_the_batch(batch: int, group: int) -> None:
     x = random(batch, 2, 3)
-    channel = minibatch_deviation(x, parts=1)[:, 2, 0]
+    channel = minibatch_deviation(x)[:, 2, 0]
     expected = [x[i : i + group].std(0, correction=0).mean() for i in range(0, batch, group)]
     torch.testing.assert_close(channel, torch.stack(expected).repeat_interleave(group), rtol=1e-4, atol=1e-5)
 
 
 def test_equal_clips_have_finite_gradients_of_any_order() -> None:
     x = torch.ones(4, 2, 3, 3, requires_grad=True)
-    (first,) = torch.autograd.grad(minibatch_deviation(x, 1)[:, 2].sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad(minibatch_deviation(x)[:, 2].sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), x)
     assert torch.isfinite(first).all()
     assert torch.isfinite(second).all()

@@ -203,7 +203,7 @@ def test_the_discriminator_can_be_punished_for_its_gradient(num_frames):
     torch.manual_seed(0)
     critic = MusikaDiscriminator(section(), Shape(D, None, num_frames), CONDITIONS)
     image = torch.randn(4, D, num_frames, requires_grad=True)
-    verdict = critic(image, {}, torch.zeros(4, 0), 0.0, 2)
+    verdict = critic(image, {}, torch.zeros(4, 0), 0.0)
     assert [score.shape for score in verdict.scores] == [(4,)]
     assert {name: head.shape for name, head in verdict.heads.items()} == {"pitch": (4, 3), "warmth": (4,)}
     (gradient,) = torch.autograd.grad(verdict.scores[0].sum(), image, create_graph=True)
@@ -221,8 +221,8 @@ def test_a_clip_is_judged_alone():
     critic = MusikaDiscriminator(section(), Shape(D, None, T), Conditions())
     image = torch.randn(4, D, T)
     with torch.no_grad():
-        together = critic(image, {}, torch.zeros(4, 0), 0.0, 1)
-        alone = critic(image[2:3], {}, torch.zeros(1, 0), 0.0, 1)
+        together = critic(image, {}, torch.zeros(4, 0), 0.0)
+        alone = critic(image[2:3], {}, torch.zeros(1, 0), 0.0)
     assert together.heads == {}
     torch.testing.assert_close(alone.scores[0], together.scores[0][2:3])
 

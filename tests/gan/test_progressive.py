@@ -48,7 +48,7 @@ def test_images_have_the_size_of_their_level_and_a_verdict(level: float) -> None
     assert image.shape == (4, 2, 2 * size, 4 * size)
     assert image.abs().max() <= 1
     assert d.at_level(random(4, 2, 8, 16), level).shape == image.shape
-    verdict = d(image, TOLD, NOTHING, level, parts=1)
+    verdict = d(image, TOLD, NOTHING, level)
     assert [s.shape for s in verdict.scores] == [(4,)]
     assert {name: head.shape for name, head in verdict.heads.items()} == {"pitch": (4, 3), "depth": (4,)}
 
@@ -64,7 +64,7 @@ def test_growing_is_continuous(below: int) -> None:
         torch.testing.assert_close(g(noise, TOLD, small), enlarged, atol=1e-5, rtol=0)
         torch.testing.assert_close(g(noise, TOLD, large), after, atol=1e-5, rtol=0)
         for near, level in ((small, below), (large, below + 1)):
-            one, other = (d(d.at_level(real, x), TOLD, NOTHING, x, 1) for x in (near, float(level)))
+            one, other = (d(d.at_level(real, x), TOLD, NOTHING, x) for x in (near, float(level)))
             torch.testing.assert_close(one.scores[0], other.scores[0], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(one.heads["pitch"], other.heads["pitch"], atol=1e-4, rtol=1e-4)
 
@@ -95,7 +95,7 @@ def used(network: nn.Module) -> set[str]:
 )
 def test_only_the_layers_of_a_level_are_trained(level: float, blocks: set[int], images: set[int]) -> None:
     g, d = generator(), discriminator()
-    verdict = d(g(random(4, 7), TOLD, level), TOLD, NOTHING, level, parts=1)
+    verdict = d(g(random(4, 7), TOLD, level), TOLD, NOTHING, level)
     (verdict.scores[0].sum() + verdict.heads["pitch"].square().sum()).backward()
     for network, ends in ((g, "to_image"), (d, "from_image")):
         names = used(network)
@@ -119,21 +119,21 @@ def test_a_clip_follows_what_it_alone_is_told() -> None:
     assert (nothing - nothing[0]).abs().max() < 1e-5
 
 
-def test_a_discriminator_compares_clips_within_each_part() -> None:
+def test_a_discriminator_compares_clips_within_groups() -> None:
     d = discriminator()
     image = random(12, 2, 8, 16)
     with torch.no_grad():
-        together = d(image, {}, NOTHING, 2.0, parts=3)
-        for i in range(3):
-            alone = d(image[4 * i : 4 * i + 4], {}, NOTHING, 2.0, parts=1)
-            torch.testing.assert_close(together.scores[0][4 * i : 4 * i + 4], alone.scores[0])
-        alike = d(image[:1].expand(4, -1, -1, -1), {}, NOTHING, 2.0, parts=1)
+        together = d(image, {}, NOTHING, 2.0)
+        for first in range(0, 12, 4):
+            group = slice(first, first + 4)
+            torch.testing.assert_close(together.scores[0][group], d(image[group], {}, NOTHING, 2.0).scores[0])
+        alike = d(image[:1].expand(4, -1, -1, -1), {}, NOTHING, 2.0)
     assert (alike.scores[0][0] - together.scores[0][0]).abs() > 1e-4
 
 
 def test_networks_without_conditions_have_no_heads() -> None:
     g, d = generator(Conditions()), discriminator(Conditions())
-    assert d(g(random(4, 7), {}, 2.0), {}, NOTHING, 2.0, parts=1).heads == {}
+    assert d(g(random(4, 7), {}, 2.0), {}, NOTHING, 2.0).heads == {}
 
 
 def test_the_published_shape_of_gansynth() -> None:
@@ -178,8 +178,8 @@ def critic_loss(
     """Of arXiv:1704.00028, algorithm 1, with the drift of arXiv:1710.10196, app. A.1."""
     none = torch.zeros(len(real), 0)
     mixture = torch.lerp(made, real, share.view(-1, 1, 1, 1)).requires_grad_()
-    of_real, of_made = (d(x, {}, none, level, 1).scores[0] for x in (real, made))
-    of_mixture = d(mixture, {}, none, level, 1).scores[0]
+    of_real, of_made = (d(x, {}, none, level).scores[0] for x in (real, made))
+    of_mixture = d(mixture, {}, none, level).scores[0]
     (slope,) = torch.autograd.grad(of_mixture.sum(), mixture, create_graph=True)
     penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
     loss: Tensor = of_made.mean() - of_real.mean() + 10 * penalty + 1e-3 * of_real.square().mean()
@@ -206,11 +206,11 @@ def test_a_pair_learns_to_make_images_of_the_kind_that_is_asked() -> None:
         noise = torch.randn(16, 4)
         made = g(noise, told, level)
         loss = critic_loss(d, real, made.detach(), torch.rand(16), level)
-        loss = loss + recognised(d(real, told, none, level, 1).heads, kinds)
+        loss = loss + recognised(d(real, told, none, level).heads, kinds)
         by_d.zero_grad()
         loss.backward()
         by_d.step()
-        verdict = d(made, told, none, level, 1)
+        verdict = d(made, told, none, level)
         by_g.zero_grad()
         loss = recognised(verdict.heads, kinds) - verdict.scores[0].mean()
         loss.backward()

@@ -113,7 +113,7 @@ def test_labels_are_followed_clip_by_clip() -> None:
 @pytest.mark.parametrize("local_frames", [1, 4, 7])
 def test_verdicts_are_of_windows_and_of_clips(num_frames: int, local_frames: int) -> None:
     d = discriminator(Shape(2, 8, num_frames), local_frames)
-    verdict = d(random(4, 2, 8, num_frames), {}, NOTHING, 0.0, parts=1)
+    verdict = d(random(4, 2, 8, num_frames), {}, NOTHING, 0.0)
     assert [s.shape for s in verdict.scores] == [(4, num_frames), (4,)]
     assert verdict.heads["pitch"].shape == (4, 3)
     assert verdict.heads["tokens"].shape == (4, V, num_frames)
@@ -125,7 +125,7 @@ def test_a_window_has_as_many_frames_as_asked(local_frames: int) -> None:
     image = random(1, 2, 8, T)
     image.requires_grad_()
     middle = T // 2
-    verdict = d(image, {}, NOTHING, 0.0, parts=1)
+    verdict = d(image, {}, NOTHING, 0.0)
     for opinion in (verdict.scores[0][0, middle], verdict.heads["tokens"][0, 1, middle]):
         (slope,) = torch.autograd.grad(opinion, image, retain_graph=True)
         seen = slope.abs().amax((0, 1, 2)).nonzero()[:, 0]
@@ -133,12 +133,12 @@ def test_a_window_has_as_many_frames_as_asked(local_frames: int) -> None:
         assert seen.tolist() == list(range(first, first + local_frames))
 
 
-def test_the_global_one_compares_clips_within_each_part() -> None:
+def test_the_global_one_compares_clips_within_groups() -> None:
     d = discriminator()
     image = random(12, 2, 8, T)
     with torch.no_grad():
-        together = d(image, {}, NOTHING, 0.0, parts=3)
-        alone = d(image[4:8], {}, NOTHING, 0.0, parts=1)
+        together = d(image, {}, NOTHING, 0.0)
+        alone = d(image[4:8], {}, NOTHING, 0.0)
     for all_scores, scores in zip(together.scores, alone.scores, strict=True):
         torch.testing.assert_close(all_scores[4:8], scores)
 
@@ -182,7 +182,7 @@ def test_a_pair_learns_to_follow_tokens_and_does_so_beyond_the_length_of_trainin
         tokens = torch.randint(2, (8, 4)).repeat_interleave(2, 1)
         real, made = shown(tokens), g(torch.randn(8, 2), spelled(tokens), 0.0)
         mixture = torch.lerp(made.detach(), real, torch.rand(8, 1, 1, 1)).requires_grad_()
-        of_real, of_made, of_mixture = (d(x, {}, none, 0.0, 1) for x in (real, made.detach(), mixture))
+        of_real, of_made, of_mixture = (d(x, {}, none, 0.0) for x in (real, made.detach(), mixture))
         loss = recognised(of_real.heads, tokens)
         for a, b, c in zip(of_real.scores, of_made.scores, of_mixture.scores, strict=True):
             (slope,) = torch.autograd.grad(c.view(8, -1).mean(1).sum(), mixture, create_graph=True)
@@ -190,7 +190,7 @@ def test_a_pair_learns_to_follow_tokens_and_does_so_beyond_the_length_of_trainin
         by_d.zero_grad()
         loss.backward()
         by_d.step()
-        verdict = d(made, {}, none, 0.0, 1)
+        verdict = d(made, {}, none, 0.0)
         loss = recognised(verdict.heads, tokens) - sum(s.mean() for s in verdict.scores)
         by_g.zero_grad()
         loss.backward()

@@ -93,7 +93,7 @@ def test_default_networks_have_the_sizes_of_the_papers_tables(kind):
         for layer in discriminator.layers:
             layer.register_forward_hook(lambda _, __, y: sizes.append(tuple(y.shape[1:])))
         image = generator(torch.rand(2, 100), {}, 0.0)
-        verdict = discriminator(image, {}, torch.rand(2, discriminator.num_draws), 0.0, 1)
+        verdict = discriminator(image, {}, torch.rand(2, discriminator.num_draws), 0.0)
     assert num_weights(generator) == NUM_GENERATOR_WEIGHTS == 19_065_345
     assert num_weights(discriminator) == NUM_DISCRIMINATOR_WEIGHTS
     assert image.shape == (2, *shape.of())
@@ -121,7 +121,7 @@ def test_layers_change_sides_by_the_stride_whatever_the_kernel(kernel, stride, n
     image = StridedGenerator(layers, 2, shape, Conditions())(torch.rand(1, 2), {}, 0.0)
     assert image.shape == (1, *shape.of())
     discriminator = StridedDiscriminator(layers, shape, Conditions())
-    assert discriminator(image, {}, torch.rand(1, 0), 0.0, 1).scores[0].shape == (1,)
+    assert discriminator(image, {}, torch.rand(1, 0), 0.0).scores[0].shape == (1,)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,9 @@ def test_a_clip_is_its_own_whatever_stands_beside_it(kind):
     generator, discriminator = networks(kind)
     noise, draws = noise_of(generator, 3), uniform(3, discriminator.num_draws)
     images = generator(noise, told(60, 61, 62), 0.0)
-    verdict = discriminator(images, told(60, 61, 62), draws, 0.0, 1)
+    verdict = discriminator(images, told(60, 61, 62), draws, 0.0)
     alone = generator(noise[1:2], told(61), 0.0)
-    verdict_alone = discriminator(alone, told(61), draws[1:2], 0.0, 1)
+    verdict_alone = discriminator(alone, told(61), draws[1:2], 0.0)
     torch.testing.assert_close(alone, images[1:2])
     torch.testing.assert_close(verdict_alone.scores[0], verdict.scores[0][1:2])
     assert verdict.heads["pitch"].shape == (3, 3)
@@ -194,7 +194,7 @@ def test_all_weights_learn(kind):
     generator, discriminator = networks(kind)
     draws = uniform(4, discriminator.num_draws)
     image = generator(noise_of(generator, 4), told(60, 61, 62, 60), 0.0)
-    verdict = discriminator(image, {}, draws, 0.0, 1)
+    verdict = discriminator(image, {}, draws, 0.0)
     torch.stack(
         [verdict.scores[0].square().sum(), *(h.sum() for h in verdict.heads.values())]
     ).sum().backward()
@@ -207,7 +207,7 @@ def test_all_weights_learn(kind):
 def test_a_gradient_penalty_reaches_the_weights(kind):
     _, discriminator = networks(kind)
     image = uniform(2, *(WAVE_SHAPE if kind == "wavegan" else SPEC_SHAPE).of()).requires_grad_()
-    score = discriminator(image, {}, uniform(2, discriminator.num_draws), 0.0, 1).scores[0]
+    score = discriminator(image, {}, uniform(2, discriminator.num_draws), 0.0).scores[0]
     (gradient,) = torch.autograd.grad(score.sum(), image, create_graph=True)
     gradient.square().sum().backward()
     weight = discriminator.layers[0].weight
@@ -225,7 +225,7 @@ def test_new_networks_are_as_loud_whatever_their_width(num_sides):
         image = generator(noise_of(generator, 16), {}, 0.0).detach()
         discriminator = StridedDiscriminator(layers, shape, Conditions())
         judged = discriminator.layers[0](image).square().mean()
-        score = discriminator(image, {}, uniform(16, 0), 0.0, 1).scores[0]
+        score = discriminator(image, {}, uniform(16, 0), 0.0).scores[0]
         assert score.isfinite().all()
         return float(image.square().mean().sqrt()), float(judged.detach().sqrt())
 
@@ -261,15 +261,15 @@ def test_draws_shuffle_all_layers_but_the_last():
     _, discriminator = networks("wavegan")
     assert discriminator.num_draws == 2
     image, middle = uniform(1, 1, 256), torch.full((1, 2), 0.5)
-    still = discriminator(image, {}, middle, 0.0, 1).scores[0]
+    still = discriminator(image, {}, middle, 0.0).scores[0]
     for layer in range(2):
         draws = middle.clone()
         draws[0, layer] = 0.0
-        assert not torch.allclose(discriminator(image, {}, draws, 0.0, 1).scores[0], still)
+        assert not torch.allclose(discriminator(image, {}, draws, 0.0).scores[0], still)
     plain = WaveGanDiscriminator(WAVE.model_copy(update={"phase_shuffle": 0}), WAVE_SHAPE, CONDITIONS)
     plain.load_state_dict(discriminator.state_dict())
     assert plain.num_draws == 0
-    torch.testing.assert_close(plain(image, {}, torch.rand(1, 0), 0.0, 1).scores[0], still)
+    torch.testing.assert_close(plain(image, {}, torch.rand(1, 0), 0.0).scores[0], still)
 
 
 @pytest.mark.parametrize("length", [512, 5, 1])
