@@ -9,11 +9,13 @@ Shapes: B batch, N samples, M mel bands, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import get_args
+from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 import torch
@@ -23,10 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.errors import UserError
-from ..core.files import atomic_file
+from ..core.files import atomic_file, write_json
 from ..core.schema import Recipe, Train
 from ..core.sections import Split
 from ..tokenize.store import TokenSplit, TokenStore
+from .crops import Crops, read_latents
 from .short_time import ShortTime
 
 SEED = 0
@@ -59,6 +62,33 @@ class LogMel(nn.Module):
             mel = self.bank @ self.transform(audio.float()).abs()
             found: Tensor = (mel.clamp(min=_FLOOR).log() - self.mean) / self.std
         return found
+
+
+class Listener(nn.Module):
+    """A network that is saved as its configuration and its weights, and made from the former alone."""
+
+    kind: ClassVar[str]
+    """What messages and `config.json` call it."""
+    config_class: ClassVar[type]
+    """A frozen dataclass of JSON values."""
+    config: Any
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `model.safetensors`."""
+        write_json(folder / "config.json", {"model_type": self.kind} | dataclasses.asdict(self.config))
+        save_file({name: t.cpu() for name, t in self.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote; raises `UserError` if it is damaged."""
+        try:
+            values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            del values["model_type"]
+            network = cls(cls.config_class(**values))
+            network.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{folder} holds no whole {cls.kind}: {error}") from error
+        return network.eval()
 
 
 @dataclass(frozen=True)
@@ -94,13 +124,9 @@ def loop_settings(recipe: Recipe, steps: int) -> Train:
     )
 
 
-def read_audio(split: TokenSplit, crops: Sequence[tuple[int, int]], num_samples: int) -> Tensor:
-    """`[B, num_samples]` of (clip, first sample) pairs; silence after a clip's end."""
-    audio = torch.zeros(len(crops), num_samples)
-    for row, (clip, start) in enumerate(crops):
-        found = split.latents(clip, start, num_samples)[0]
-        audio[row, : len(found)] = torch.from_numpy(found)
-    return audio
+def read_audio(split: TokenSplit, crops: Crops, num_samples: int) -> Tensor:
+    """`[B, num_samples]` of crops; silence after a clip's end."""
+    return read_latents(split, 1, num_samples, crops)[:, 0]
 
 
 def some_clips(split: TokenSplit, num_clips: int = NUM_EXAMPLES) -> list[int]:

@@ -11,19 +11,14 @@ Shapes: B batch, N samples, M mel bands, T frames, V labels.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,6 +39,7 @@ from ..core.schema_gan import DarkGanModel
 from ..tokenize.store import TokenStore
 from .listeners import (
     SEED,
+    Listener,
     LogMel,
     loop_settings,
     read_audio,
@@ -56,8 +52,6 @@ from .listeners import (
 FOLDER = "teacher"
 SOFT_LABELS, ABOUT = "soft_labels.safetensors", "soft_labels.json"
 
-_KIND = "teacher"
-_WEIGHTS = "model.safetensors"
 _WINDOW_S = 0.05  # of the spectrogram; the next power of two
 _NUM_MELS = 64
 _CROP_S = 4.0
@@ -81,9 +75,16 @@ class TeacherConfig:
     log_mel_mean: float
     log_mel_std: float
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))  # which JSON has as a list
 
-class TeacherNetwork(nn.Module):
+
+class TeacherNetwork(Listener):
     """Convolutions over a spectrogram, averaged over all of it."""
+
+    kind = "teacher"
+    config_class = TeacherConfig
+    config: TeacherConfig
 
     def __init__(self, config: TeacherConfig) -> None:
         super().__init__()
@@ -111,23 +112,6 @@ class TeacherNetwork(nn.Module):
         """Audio `[B, N]` to logits `[B, V]`."""
         found: Tensor = self.head(self.layers(self.log_mel(audio)[:, None]).mean((2, 3)))
         return found
-
-    def save(self, folder: Path) -> None:
-        """Write `config.json` and `model.safetensors`."""
-        write_json(folder / "config.json", {"model_type": _KIND} | dataclasses.asdict(self.config))
-        save_file({name: tensor.cpu() for name, tensor in self.state_dict().items()}, folder / _WEIGHTS)
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote; raises `UserError` if it is damaged."""
-        try:
-            values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            del values["model_type"]
-            teacher = cls(TeacherConfig(**{**values, "labels": tuple(values["labels"])}))
-            teacher.load_state_dict(load_file(folder / _WEIGHTS))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"{folder} holds no whole teacher: {error}") from error
-        return teacher.eval()
 
 
 class Teacher(ABC):

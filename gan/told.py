@@ -22,13 +22,11 @@ from ..core.label import Label
 from ..core.schema_gan import DarkGanModel, DrumGanModel, GanSection, VqcpcGanModel
 from ..tokenize.features.clip_conditions import ClipConditions
 from ..tokenize.store import TokenSplit, TokenStore
+from .crops import Crops, read_latents
 from .descriptors import DESCRIPTORS, DescriptorScale, descriptor_conditions, raw_descriptors
 from .gan_model import GanConfig
 from .losses import HeadKind
 from .prepare import Prepared, load_prepared
-
-Crops = Sequence[tuple[int, int]]
-"""Clips of a split by number, and the frame that each is read from."""
 
 _EXAMPLES = 512  # clips by which descriptors are scaled
 _AT_ONCE = 32
@@ -71,15 +69,6 @@ def what_to_tell(
         kind: HeadKind = "binary_cross_entropy" if isinstance(section, DarkGanModel) else "cross_entropy"
         heads |= dict.fromkeys((one.name for one in more), kind)
     return ToTell(Conditions((*labels, *more)), heads, scale)
-
-
-def read_latents(split: TokenSplit, latent_dim: int, num_frames: int, crops: Crops) -> Tensor:
-    """`[B, D, num_frames]` of some crops; zeros, which are silence for samples, after a clip's end."""
-    latents = torch.zeros(len(crops), latent_dim, num_frames)
-    for row, (clip, start) in enumerate(crops):
-        found = split.latents(clip, start, num_frames)
-        latents[row, :, : found.shape[1]] = torch.from_numpy(found)
-    return latents
 
 
 class ClipTold:

@@ -16,16 +16,11 @@ V tokens.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import VectorQuantize
@@ -44,6 +39,7 @@ from ..tokenize.store import TokenSplit, TokenStore
 from ..tokenize.training.kmeans import start_codebooks
 from .listeners import (
     SEED,
+    Listener,
     LogMel,
     loop_settings,
     read_audio,
@@ -56,8 +52,6 @@ from .listeners import (
 FOLDER = "encoder"
 TOKENS, ABOUT = "tokens.safetensors", "tokens.json"
 
-_KIND = "vqcpc"
-_WEIGHTS = "model.safetensors"
 _CROP_FRAMES = 64
 _VALID_CLIPS = 64
 
@@ -92,8 +86,12 @@ class VqcpcOutput:
     tokens: Tensor  # [B, T] int64
 
 
-class Vqcpc(nn.Module):
+class Vqcpc(Listener):
     """Encoder, codebook, and the networks that predict."""
+
+    kind = "encoder"
+    config_class = VqcpcConfig
+    config: VqcpcConfig
 
     def __init__(self, config: VqcpcConfig) -> None:
         super().__init__()
@@ -168,23 +166,6 @@ class Vqcpc(nn.Module):
         """Audio `[B, N]` to tokens `[B, T]`, one for each hop begun, as `ShortTime` has them."""
         tokens: Tensor = self.quantizer(self.frames(audio))[1]
         return tokens
-
-    def save(self, folder: Path) -> None:
-        """Write `config.json` and `model.safetensors`."""
-        write_json(folder / "config.json", {"model_type": _KIND} | dataclasses.asdict(self.config))
-        save_file({name: tensor.cpu() for name, tensor in self.state_dict().items()}, folder / _WEIGHTS)
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote; raises `UserError` if it is damaged."""
-        try:
-            values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            del values["model_type"]
-            encoder = cls(VqcpcConfig(**values))
-            encoder.load_state_dict(load_file(folder / _WEIGHTS))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"{folder} holds no whole encoder: {error}") from error
-        return encoder.eval()
 
 
 def loss(modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
