@@ -89,8 +89,8 @@ audio = codec_of(model).decode_latents(latents)
 
 
 _MISSING = """
-It was always told all of them. What is not said is that of a training clip, drawn by the seed, which is kept
-in `config.json`.
+It was always told all of them. What is not said is that of a training clip: some are described in
+`config.json`, of which the seed draws one.
 """
 
 
