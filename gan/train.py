@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core.conditions import GivenConditions
+from ..core.conditions import GivenConditions, select
 from ..core.errors import UserError
 from ..core.files import atomic_folder
 from ..core.job import Batch, Job, Loss, Phase
@@ -30,10 +30,11 @@ from ..core.run import is_main_process, stage_main
 from ..core.schema import Recipe, Train
 from ..core.schema_gan import GanSection, ProgressiveSection
 from ..tokenize.codec import Codec, load_codec_from_info
+from ..tokenize.fast_codec import fast
 from ..tokenize.features.clip_conditions import from_batch
 from ..tokenize.latent_coding import latent_coding
 from ..tokenize.store import TokenStore
-from .batches import DRAWS, MIX, NOISE, OTHER_NOISE, REAL, STEP, GanBatches, draw_noise, fixed_clips
+from .batches import DRAWS, MIX, NOISE, OTHER_NOISE, REAL, STEP, GanBatches, draw_noise, fixed_crops
 from .build import make_discriminator
 from .card import write_card
 from .collapse import Collapse, collapse_statistics
@@ -42,6 +43,7 @@ from .family import Discriminator, Verdict
 from .gan_model import GanConfig, GanModel
 from .growth import level_of
 from .losses import HeadKind, head_loss, make_game
+from .preview import Preview
 from .told import ClipTold, what_to_tell
 
 MODEL, DISCRIMINATOR = "model", "discriminator"
@@ -49,6 +51,7 @@ MODEL, DISCRIMINATOR = "model", "discriminator"
 
 _EXAMPLES = 128  # clips by which a representation is scaled
 _VALID_CLIPS = 32  # the same ones in every validation
+_AT_ONCE = 8  # of them, so that a codec needs little memory beside what is trained
 
 
 def train_gan(recipe: Recipe) -> None:
@@ -80,8 +83,8 @@ def train_gan(recipe: Recipe) -> None:
     discriminator_optimizer = adamw(network, config)
     for group in discriminator_optimizer.param_groups:
         group["lr_scale"] = (section.discriminator_lr or config.lr) / config.lr
-    valid = store.split("valid")
-    held_out = ClipTold(store, valid, model.config, recipe.folder) if len(valid) else None
+    codec = fast(load_codec_from_info(store.info))
+    held_out = ClipTold(store, store.split("valid"), model.config, recipe.folder)
     train(
         Job(
             modules={MODEL: model, DISCRIMINATOR: Judge(network)},
@@ -97,9 +100,10 @@ def train_gan(recipe: Recipe) -> None:
             ],
             averaged=MODEL,
             batch=batches.batch,
-            validate=Validation(held_out, model, recipe),
+            validate=Validation(held_out, model, codec, recipe),
             save=lambda module, scores: save(module, recipe, scores),
             unit="clips",
+            preview=Preview(recipe, store, model, codec) if config.previews else None,
             unused_parameters=model.generator.num_levels > 1,
         ),
         config,
@@ -194,41 +198,50 @@ class GanStep:
 
 
 class Validation:
-    """Whether the generator still makes different sounds, from the same noise and conditions every time."""
+    """Whether the generator still makes different sounds, from the same noise and conditions every time.
 
-    def __init__(self, told: ClipTold | None, model: GanModel, recipe: Recipe) -> None:
+    Without clips there are no scores, and a line that says so.
+    """
+
+    def __init__(self, told: ClipTold, model: GanModel, codec: Codec, recipe: Recipe) -> None:
         section = recipe.model
         assert isinstance(section, GanSection)
+        self._settings, self._codec = section.collapse, codec
         self._watch = Collapse(section.collapse, recipe.folder / "checkpoints")
-        self._settings = section.collapse
-        self._told = told
-        if told is None:
+        crops = fixed_crops(told, _VALID_CLIPS)
+        self._rows = [slice(first, first + _AT_ONCE) for first in range(0, len(crops), _AT_ONCE)]
+        self._real: Tensor | None = None
+        if not crops:
             if is_main_process():
-                print("train: the split 'valid' has no clips, so there is no validation", file=sys.stderr)
+                print("train: no clip of the split 'valid' can be validated on", file=sys.stderr)
             return
-        latents, self._given = fixed_clips(told, _VALID_CLIPS)
-        generators = [torch.Generator().manual_seed(row) for row in range(len(latents))]
+        self._latents, self._given = told.read(crops)
+        generators = [torch.Generator().manual_seed(row) for row in range(len(crops))]
         self._noise = draw_noise(model.generator, model.shape.num_frames, generators)
-        self._codec = load_codec_from_info(model.config.codec_info)
-        self._real = _audio(self._codec, model, latents)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """The shares of clips that are silent and that are clicks, and how different clips are."""
-        if self._told is None or not len(self._noise):
+        if not self._rows:
             return {}
         assert isinstance(model, GanModel)
-        given = {name: one.to(model.device) for name, one in self._given.items()}
-        latents = model.make(self._noise.to(model.device), given, model.config.num_frames)
-        made = _audio(self._codec, model, latents.cpu())
-        found = collapse_statistics(made, self._real, self._codec.sample_rate, self._settings)
+        codec = self._codec.to(model.device)
+        if self._real is None:
+            latents = [self._latents[rows].to(model.device) for rows in self._rows]
+            self._real = torch.cat([_audio(codec, model, one) for one in latents])
+        made = torch.cat([_audio(codec, model, self._made(model, rows)) for rows in self._rows])
+        found = collapse_statistics(made, self._real, codec.sample_rate, self._settings)
         self._watch.see(found)
         return found.scores()
 
+    def _made(self, model: GanModel, rows: slice) -> Tensor:
+        given = {name: one.to(model.device) for name, one in select(self._given, rows).items()}
+        return model.make(self._noise[rows].to(model.device), given, model.config.num_frames)
+
 
 def _audio(codec: Codec, model: GanModel, latents: Tensor) -> Tensor:
-    """Latents `[B, D, T]` as mono samples `[B, N]`."""
+    """Latents `[B, D, T]` as mono samples `[B, N]` on the CPU."""
     audio: Tensor = latent_coding(codec, model.config.codec_info.latents).decode(latents)
-    return audio.mean(1)
+    return audio.mean(1).cpu()
 
 
 def save(model: nn.Module, recipe: Recipe, scores: dict[str, float]) -> None:

@@ -31,8 +31,11 @@ def note(number, rng):
     return (0.3 * loud + hiss).astype(np.float32), what, family
 
 
-def write_notes(recipe, **num_clips):
-    """`write_notes(recipe, train=24, valid=8)`; returns what is heard at each sample, by clip."""
+def write_notes(recipe, valid_pitch=60, **num_clips):
+    """`write_notes(recipe, train=24, valid=8)`; returns what is heard at each sample, by clip.
+
+    Labels of pitch go up from 60, in the split `valid` from `valid_pitch`.
+    """
     info = dataclasses.replace(load_codec(f"linear:{RATE}").info, latents="latents")
     rng = np.random.default_rng(0)
     rows, heard = [], {}
@@ -48,7 +51,10 @@ def write_notes(recipe, **num_clips):
                     num_samples=NUM_SAMPLES,
                     source=f"{split} {i}",
                     sha256="",
-                    labels={"pitch": 60 + i % 3, "instrument_family": family},
+                    labels={
+                        "pitch": (valid_pitch if split == "valid" else 60) + i % 3,
+                        "instrument_family": family,
+                    },
                     caption=None,
                     latents=samples[None],
                     latents_scale=None,
