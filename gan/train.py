@@ -29,6 +29,7 @@ from ..core.optimizer import adamw
 from ..core.run import is_main_process, stage_main
 from ..core.schema import Recipe, Train
 from ..core.schema_gan import GanSection, ProgressiveSection
+from ..core.sharding import is_sharded
 from ..tokenize.codec import Codec, load_codec_from_info
 from ..tokenize.fast_codec import fast
 from ..tokenize.features.clip_conditions import from_batch
@@ -257,7 +258,14 @@ def _mean(scores: list[Tensor]) -> Tensor:
 
 
 def _bare(module: nn.Module) -> nn.Module:
-    """Without a wrapper that would exchange gradients."""
+    """Without a wrapper that would exchange gradients.
+
+    Raises `UserError` under FSDP, with which losses that are made of gradients have not been tried.
+    """
+    if is_sharded(module):
+        raise UserError(
+            "adversarial models are not trained with FSDP yet: start the run without ACCELERATE_USE_FSDP"
+        )
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 

@@ -318,6 +318,12 @@ def test_what_does_not_go_together_is_said_in_one_sentence(gan_run, kind, change
     assert not (recipe.folder / "checkpoints").exists()
 
 
+def test_shards_are_refused(gan_run, monkeypatch):
+    monkeypatch.setattr(module, "is_sharded", lambda network: True)
+    with pytest.raises(UserError, match="not trained with FSDP yet: start the run without ACCELERATE_USE"):
+        train_gan(gan_run("wavegan"))
+
+
 def test_without_a_clip_to_train_on_there_is_no_run(gan_recipe):
     recipe = gan_recipe("wavegan")
     write_notes(recipe, valid=2)
