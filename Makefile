@@ -22,6 +22,7 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/bench_training.py $(BENCH)
 	$(BIN)/python tests/benchmarks/bench_diffusion.py $(BENCH)
 	$(BIN)/python tests/benchmarks/bench_codec_training.py $(BENCH)
+	$(BIN)/python tests/benchmarks/bench_gan.py $(BENCH)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

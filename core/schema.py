@@ -195,6 +195,9 @@ class Eval(Section):
     """At most this many clips of each set are scored."""
     num_players: PositiveInt = 8
     """Clips of each set that the report shows and plays."""
+    picture: Literal["spectrogram", "rainbowgram"] = "spectrogram"
+    """How the report shows clips: log-mel spectrograms, whose brightness is loudness, the same for all; or
+    rainbowgrams, relative to the loudest of each clip and coloured by instantaneous frequency."""
     copies: bool = True
     """Also look for copies of training clips among the generated ones."""
     copies_max_h: PositiveFloat | None = 100.0

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import soundfile
 
+from ..core.audio import to_channels
 from ..core.label import Label
-from .report import ListeningRow, Player
+from ..core.rainbowgram import rainbowgram
+from .report import ListeningRow, Picture, Player
 from .sets import ClipSet
-from .spectrogram import spectrogram_png
+from .spectrogram import NUM_COLUMNS, spectrogram_png
 
 
 def flac(samples: np.ndarray, sample_rate: int) -> bytes:
@@ -22,6 +24,13 @@ def flac(samples: np.ndarray, sample_rate: int) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(samples.T, -1.0, 1.0), sample_rate, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
+
+
+def picture_of(samples: np.ndarray, sample_rate: int, picture: Picture) -> bytes:
+    """`samples` [C, N] as a PNG of at most `NUM_COLUMNS` columns."""
+    if picture == "rainbowgram":
+        return rainbowgram(to_channels(samples, 1)[0], sample_rate, max_columns=NUM_COLUMNS)
+    return spectrogram_png(samples, sample_rate)
 
 
 def match(wanted: Sequence[Mapping[str, Label]], offered: Sequence[Mapping[str, Label]]) -> list[int]:
@@ -55,6 +64,7 @@ def listening_rows(
     untrained: ClipSet | None,
     sample_rate: int,
     num_rows: int,
+    picture: Picture = "spectrogram",
 ) -> list[ListeningRow]:
     """Rows of players: each has a generated clip and, of the other sets, those made for the same labels.
 
@@ -90,7 +100,7 @@ def listening_rows(
                     differs={key: own[key] for key in labels if key in own and own[key] != labels[key]},
                     duration_s=clips.audio[index].shape[1] / sample_rate,
                     flac=flac(clips.audio[index], sample_rate),
-                    png=spectrogram_png(clips.audio[index], sample_rate),
+                    png=picture_of(clips.audio[index], sample_rate, picture),
                 )
             )
         rows.append(ListeningRow(labels=labels, players=players))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
 from markupsafe import Markup
@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # it imports this module
 
 TEMPLATE = "report.html.jinja"
 NO_BREAK = "\N{NO-BREAK SPACE}"
+
+Picture = Literal["spectrogram", "rainbowgram"]
+"""How a clip is shown."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class ReportData:
     recipe: str
     """The resolved recipe as YAML."""
     environment: Mapping[str, str]
+    picture: Picture = "spectrogram"
+    """What the players of `listening` show."""
     copies: CopySection | None = None
     """What was found of the training set among the generated clips; None if it was not looked for."""
 

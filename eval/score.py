@@ -349,7 +349,9 @@ def report_data(
             untrained=sets.named(UNTRAINED) if sets.has(UNTRAINED) else None,
             sample_rate=sets.codec.sample_rate,
             num_rows=recipe.eval.num_players,
+            picture=recipe.eval.picture,
         ),
+        picture=recipe.eval.picture,
         rejected=[
             *(report.Rejected(str(row["source"]), str(row["reason"]), "tokenize") for row in rejects),
             *(report.Rejected(skip.clip, skip.reason, f"eval, {skip.set}") for skip in scores.skipped),

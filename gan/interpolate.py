@@ -22,11 +22,11 @@ from torch import Tensor
 from ..core.audio import write_wav_blocks
 from ..core.conditions import Given, GivenConditions
 from ..core.files import atomic_file
+from ..core.rainbowgram import rainbowgrams
 from ..tokenize.codec import Codec
 from .clips import Clips, file_name, write_clips
 from .gan_model import GanModel
 from .generate import check_length, clip_noise
-from .rainbowgram import rainbowgrams
 
 ALL_NAME, PICTURE_NAME = "all.wav", "interpolation.png"
 

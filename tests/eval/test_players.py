@@ -4,8 +4,10 @@ from types import SimpleNamespace
 import numpy as np
 import soundfile
 
+from tokkata.core.rainbowgram import rainbowgram
 from tokkata.eval.players import flac, listening_rows, match
 from tokkata.eval.sets import ClipSet
+from tokkata.eval.spectrogram import NUM_COLUMNS, spectrogram_png
 
 
 def clip_set(names: list[str], labels: list[dict], audio: list[np.ndarray]) -> ClipSet:
@@ -53,6 +55,25 @@ def test_rows_bring_together_what_belongs_together(tone: SimpleNamespace):
     assert rows[1].labels == {"pitch": "61"}
     assert rows[0].players[0].flac == flac(real.audio[1], 16000)
     assert rows[0].players[1].flac == flac(copies.audio[1], 16000)
+
+
+def test_pictures_are_those_asked_for(tone: SimpleNamespace):
+    clips = clip_set(["0.wav"], [{}], [np.repeat(tone.at(60), 2, axis=0)])
+
+    def picture(**asked: str) -> bytes:
+        rows = listening_rows(
+            real=clips,
+            reconstructed=clips,
+            generated=clips,
+            untrained=None,
+            sample_rate=16000,
+            num_rows=1,
+            **asked,
+        )
+        return rows[0].players[0].png
+
+    assert picture() == picture(picture="spectrogram") == spectrogram_png(clips.audio[0], 16000)
+    assert picture(picture="rainbowgram") == rainbowgram(tone.at(60)[0], 16000, max_columns=NUM_COLUMNS)
 
 
 def test_the_clip_that_lent_its_labels_is_preferred(tone: SimpleNamespace):

@@ -125,6 +125,15 @@ def test_the_page_has_everything(data: ReportData):
     assert all(header.get("scope") for header in page.all("th"))
 
 
+def test_the_page_says_what_pictures_show(data: ReportData):
+    for picture, words in (("spectrogram", "80 dB from black"), ("rainbowgram", "keeps its colour")):
+        page = Page(render(replace(data, picture=picture)))
+        assert all(image["alt"].startswith(f"{picture.capitalize()} of ") for image in page.all("img"))
+        assert [one in page.text for one in ("80 dB from black", "keeps its colour")] == [
+            one == words for one in ("80 dB from black", "keeps its colour")
+        ]
+
+
 def test_nothing_is_loaded_from_elsewhere(data: ReportData):
     text = render(data)
     for name, attributes in Page(text).tags:

@@ -4,7 +4,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from tokkata.gan.rainbowgram import constant_q, rainbowgram, rainbowgrams
+from tokkata.core.rainbowgram import constant_q, rainbowgram, rainbowgrams
 
 RATE = 16000
 
@@ -40,6 +40,16 @@ def test_other_rates_and_lengths():
         assert heard.duration_s == num_samples / rate
         assert heard.magnitudes.shape == heard.advances.shape
         assert heard.centres_hz[heard.magnitudes.mean(1).argmax()] == pytest.approx(440.0, rel=0.04)
+
+
+def test_a_narrow_picture_shows_all_of_a_clip_with_the_loudest_in_each_column():
+    click = np.zeros(32000, np.float32)
+    click[20000] = 1.0
+    whole, narrow = (read(rainbowgram(click, RATE, max_columns=most)) for most in (None, 60))
+    assert whole.shape[1] == 250
+    assert narrow.shape == (whole.shape[0], 50, 3)
+    assert narrow.max(2).mean(0).argmax() == whole.max(2).mean(0).argmax() // 5
+    assert narrow.max() == pytest.approx(whole.max(), abs=0.01)
 
 
 def test_silence_is_black():

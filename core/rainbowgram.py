@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,6 +62,25 @@ def constant_q(audio: np.ndarray, sample_rate: int) -> ConstantQ:
     )
 
 
+def narrowed(heard: ConstantQ, max_frames: int) -> ConstantQ:
+    """The same in at most `max_frames` frames: of as many neighbours as it takes, each row keeps the
+    loudest, with its colour."""
+    num_frames = heard.magnitudes.shape[1]
+    together = -(-num_frames // max_frames)
+
+    def grouped(values: np.ndarray) -> np.ndarray:
+        padded = np.pad(values, ((0, 0), (0, -num_frames % together)))
+        return padded.reshape(len(values), -1, together)
+
+    magnitudes, advances = grouped(heard.magnitudes), grouped(heard.advances)
+    loudest = magnitudes.argmax(2)[..., None]
+    return replace(
+        heard,
+        magnitudes=np.take_along_axis(magnitudes, loudest, 2)[..., 0],
+        advances=np.take_along_axis(advances, loudest, 2)[..., 0],
+    )
+
+
 def colours(heard: ConstantQ, loudest: float) -> np.ndarray:
     """A picture `[F, T, 3]` of numbers from 0 to 1, black `RANGE_DB` below the magnitude `loudest`."""
     import matplotlib
@@ -73,12 +92,14 @@ def colours(heard: ConstantQ, loudest: float) -> np.ndarray:
     return picture
 
 
-def rainbowgram(audio: np.ndarray, sample_rate: int) -> bytes:
+def rainbowgram(audio: np.ndarray, sample_rate: int, max_columns: int | None = None) -> bytes:
     """The picture of `audio` `[N]` at `sample_rate` Hz as a PNG, a pixel a row and frame, low rows at the
-    bottom; black for silence."""
+    bottom; black for silence. Of more than `max_columns` frames, neighbours share a column."""
     import matplotlib.image
 
     heard = constant_q(audio, sample_rate)
+    if max_columns is not None:
+        heard = narrowed(heard, max_columns)
     buffer = io.BytesIO()
     matplotlib.image.imsave(
         buffer,
