@@ -35,7 +35,9 @@ SECTIONS = {
         noise_dim=5,
         representation={"kind": "log_magnitude", "window": 64, "hop": 32, "griffin_lim_steps": 2},
     ),
-    "gansynth": GanSynthModel(kind="gansynth", representation=_IMAGE | {"num_mels": _IMAGE["window"] // 2}, **_GROWN),
+    "gansynth": GanSynthModel(
+        kind="gansynth", representation=_IMAGE | {"num_mels": _IMAGE["window"] // 2}, **_GROWN
+    ),
     "drumgan": DrumGanModel(
         kind="drumgan",
         representation={"kind": "complex", "window": 64, "hop": 32},
