@@ -13,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokkata.tests.gan.tiny_gans import EXAMPLES, NUM_SAMPLES, NUM_TOKENS, PITCHES, RATE, SECTIONS, make_gan
 from tokkata.core.conditions import Given
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
@@ -21,6 +20,7 @@ from tokkata.gan.clips import Clips, write_clips
 from tokkata.gan.examples import fill_in, lengthened
 from tokkata.gan.generate import clip_noise, generate
 from tokkata.gan.load import codec_of, load_gan
+from tokkata.tests.gan.tiny_gans import EXAMPLES, NUM_SAMPLES, NUM_TOKENS, PITCHES, RATE, SECTIONS, make_gan
 from tokkata.tokenize.codec import load_codec
 
 KINDS = [kind for kind in SECTIONS if kind != "musika"]

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokkata.tests.gan.tiny_gans import NUM_SAMPLES, make_gan
 from tokkata.core.files import read_jsonl
 from tokkata.gan.generate import generate
 from tokkata.gan.interpolate import between, walk
+from tokkata.tests.gan.tiny_gans import NUM_SAMPLES, make_gan
 from tokkata.tokenize.codec import load_codec
 
 
