@@ -93,10 +93,9 @@ def networks(name):
     recipe = recipe_of(name)
     labels = [LABELS[label] for label in recipe.model.conditions]
     told = Conditions((*labels, *HEARD.get(recipe.model.kind, [])))
+    shape = image_shape(recipe)
     with torch.device("meta"):
-        return [
-            make(recipe.model, image_shape(recipe), told) for make in (make_generator, make_discriminator)
-        ]
+        return [make(recipe.model, shape, told) for make in (make_generator, make_discriminator)]
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "maestro-musika", *PRESETS])
