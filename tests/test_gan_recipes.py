@@ -147,8 +147,9 @@ def step(name, level):
         kept[tensor.untyped_storage()] = tensor.untyped_storage().nbytes()
         return tensor
 
+    num_frames = image_shape(recipe).num_frames
     with torch.device("meta"):
-        noise = torch.zeros(size, *generator.noise_shape(image_shape(recipe).num_frames))
+        noise = torch.zeros(size, *generator.noise_shape(num_frames))
         draws = torch.zeros(size, discriminator.num_draws)
         with Operations() as judged:
             with torch.no_grad():
