@@ -131,7 +131,8 @@ def diversity(clips: ClipSet, reference: ClipSet, sample_rate: int) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Three digits, or all before the point; what rounding leaves of 0 is 0."""
+    value = 0.0 if abs(value) < 1e-9 else value
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
