@@ -11,14 +11,12 @@ Shapes: B batch, D latent width of the codec, T frames.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..core.conditions import GivenConditions, select
 from ..core.errors import UserError
@@ -26,6 +24,7 @@ from ..core.files import atomic_folder
 from ..core.job import Batch, Job, Loss, Phase
 from ..core.loop import train
 from ..core.optimizer import adamw
+from ..core.other_network import bare, frozen
 from ..core.run import is_main_process, stage_main
 from ..core.schema import Recipe, Train
 from ..core.schema_gan import GanSection, ProgressiveSection
@@ -185,7 +184,7 @@ class GanStep:
         judge = _bare(modules[DISCRIMINATOR])
         level = self.level(int(batch[STEP]))
         made = modules[MODEL](batch[OTHER_NOISE], told, level)
-        with _frozen(judge):
+        with frozen(judge):
             verdict: Verdict = judge([made], told, batch[DRAWS], level)[0]
         heads = head_loss(self._conditions, self._heads, verdict.heads, told)
         verdict_loss = self._game.generator(verdict.scores)
@@ -266,20 +265,7 @@ def _bare(module: nn.Module) -> nn.Module:
         raise UserError(
             "adversarial models are not trained with FSDP yet: start the run without ACCELERATE_USE_FSDP"
         )
-    return module.module if isinstance(module, DistributedDataParallel) else module
-
-
-@contextlib.contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """No gradient for the weights of `module`, though there is one through it."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+    return bare(module)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ Shapes: B batch, C channels, N samples.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,10 +22,10 @@ import torch
 from dac.model.discriminator import Discriminator
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
-from torch.nn.parallel import DistributedDataParallel
 
 from ...core.job import Batch, Loss, Phase
 from ...core.optimizer import adamw
+from ...core.other_network import bare, frozen
 from ...core.schema import Train
 from ...core.schema_trained_codecs import Adversarial
 from ..families.codec_dac import with_parametrized_weight_norm
@@ -88,12 +87,10 @@ class Adversary:
 
         The discriminators get no gradient. Crops that are silent add nothing.
         """
-        discriminator = modules[DISCRIMINATOR]
-        if isinstance(discriminator, DistributedDataParallel):
-            discriminator = discriminator.module  # no gradient of its own is to be exchanged
+        discriminator = bare(modules[DISCRIMINATOR])
         audio, decoded = _as_mono(audio), _as_mono(decoded)
         decoded = torch.where(_is_audible(audio), decoded, audio)
-        with _frozen(discriminator):
+        with frozen(discriminator):
             with torch.no_grad():
                 real: Features = discriminator(audio)
             fake: Features = discriminator(decoded)
@@ -130,16 +127,3 @@ def _as_mono(audio: Tensor) -> Tensor:
 
 def _is_audible(audio: Tensor) -> Tensor:
     return audio.abs().amax(-1, keepdim=True) > _QUIETEST
-
-
-@contextlib.contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """Without gradients of the module's own parameters."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
