@@ -19,6 +19,7 @@ from ..core.loop import step_seed
 from ..core.sampler import CropSampler
 from ..core.schema import Train
 from ..tokenize.features.clip_conditions import to_batch
+from .crops import some_clips
 from .family import Generator
 from .told import ClipTold
 
@@ -68,9 +69,7 @@ class GanBatches:
 
     def examples(self, num_clips: int) -> Tensor:
         """Latents `[B, D, T]` of clips from all over the split, from their beginning."""
-        num_stored = len(self._told.split)
-        chosen = np.linspace(0, num_stored - 1, min(num_stored, num_clips)).round().astype(int)
-        return self._told.latents([(clip, 0) for clip in chosen.tolist()])
+        return self._told.latents([(clip, 0) for clip in some_clips(self._told.split, num_clips)])
 
 
 def fixed_crops(told: ClipTold, num_clips: int) -> list[tuple[int, int]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,3 +24,9 @@ def read_latents(split: TokenSplit, latent_dim: int, num_frames: int, crops: Cro
         found = split.latents(clip, start, num_frames)
         latents[row, :, : found.shape[1]] = torch.from_numpy(found)
     return latents
+
+
+def some_clips(split: TokenSplit, num_clips: int) -> list[int]:
+    """Clips from all over the split, all where there are no more; the same ones every time."""
+    chosen = np.linspace(0, len(split) - 1, min(len(split), num_clips)).round()
+    return [int(clip) for clip in chosen]

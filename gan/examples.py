@@ -21,6 +21,7 @@ from ..core.conditions import Condition, Conditions, Given, GivenConditions
 from ..core.errors import UserError
 from ..core.label import Label
 from ..tokenize.features.told import ClipInputs
+from .crops import some_clips
 from .told import ClipTold
 
 NUM_EXAMPLES = 64
@@ -48,8 +49,7 @@ def examples_of(
     """
     if not len(conditions):
         return []
-    num_stored = len(told.split)
-    chosen = np.linspace(0, num_stored - 1, min(num_stored, num_examples)).round().astype(int).tolist()
+    chosen = some_clips(told.split, num_examples)
     crops = [(clip, 0) for clip in chosen]
     _, given = told.read(crops)
     ids = told.split.column("id")
@@ -136,9 +136,11 @@ def lengthened(given: Given, length: int, of: int | None = None) -> Given:
     return Given(given.values[:, places], given.mask[:, places])
 
 
-def all_lengthened(conditions: Conditions, given: GivenConditions, length: int) -> GivenConditions:
+def all_lengthened(
+    conditions: Conditions, given: GivenConditions, length: int, of: int | None = None
+) -> GivenConditions:
     """`lengthened` of every sequence."""
     return {
-        name: lengthened(one, length) if conditions[name].kind == "sequence" else one
+        name: lengthened(one, length, of) if conditions[name].kind == "sequence" else one
         for name, one in given.items()
     }

@@ -17,7 +17,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
 
-import numpy as np
 import torch
 import torchaudio
 from safetensors import SafetensorError
@@ -127,12 +126,6 @@ def loop_settings(recipe: Recipe, steps: int) -> Train:
 def read_audio(split: TokenSplit, crops: Crops, num_samples: int) -> Tensor:
     """`[B, num_samples]` of crops; silence after a clip's end."""
     return read_latents(split, 1, num_samples, crops)[:, 0]
-
-
-def some_clips(split: TokenSplit, num_clips: int = NUM_EXAMPLES) -> list[int]:
-    """Clips from all over the split."""
-    chosen = np.linspace(0, len(split) - 1, min(len(split), num_clips)).round()
-    return [int(clip) for clip in chosen]
 
 
 @dataclass(frozen=True)

@@ -37,14 +37,15 @@ from ..core.sampler import CropSampler
 from ..core.schema import Recipe
 from ..core.schema_gan import DarkGanModel
 from ..tokenize.store import TokenStore
+from .crops import some_clips
 from .listeners import (
+    NUM_EXAMPLES,
     SEED,
     Listener,
     LogMel,
     loop_settings,
     read_audio,
     scale_of,
-    some_clips,
     whole_clips,
     write_by_clip,
 )
@@ -192,7 +193,7 @@ def train_teacher(recipe: Recipe, store: TokenStore) -> None:
     rate = store.info.sample_rate
     num_samples = min(int(split.num_frames.max()), round(_CROP_S * rate))
     window = 2 ** math.ceil(math.log2(_WINDOW_S * rate))
-    examples = read_audio(split, [(clip, 0) for clip in some_clips(split)], num_samples)
+    examples = read_audio(split, [(clip, 0) for clip in some_clips(split, NUM_EXAMPLES)], num_samples)
     scale = scale_of(LogMel(rate, window, window // 2, _NUM_MELS), examples)
     torch.manual_seed(SEED)
     network = TeacherNetwork(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from ..core.label import Label
 from ..core.schema_gan import DarkGanModel, DrumGanModel, GanSection, VqcpcGanModel
 from ..tokenize.features.clip_conditions import ClipConditions
 from ..tokenize.store import TokenSplit, TokenStore
-from .crops import Crops, read_latents
+from .crops import Crops, read_latents, some_clips
 from .descriptors import DESCRIPTORS, DescriptorScale, descriptor_conditions, raw_descriptors
 from .gan_model import GanConfig
 from .losses import HeadKind
@@ -55,7 +54,7 @@ def what_to_tell(
     if isinstance(section, DrumGanModel):
         more = descriptor_conditions(section.descriptors)
         heads |= dict.fromkeys((one.name for one in more), "squared_error")
-        chosen = np.linspace(0, len(split) - 1, min(len(split), _EXAMPLES)).round().astype(int).tolist()
+        chosen = some_clips(split, _EXAMPLES)
         raw = [
             raw_descriptors(
                 read_latents(split, store.info.latent_dim, num_frames, [(c, 0) for c in some])[:, 0],

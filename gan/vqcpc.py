@@ -37,14 +37,15 @@ from ..core.schema import Recipe
 from ..core.schema_gan import VqcpcGanModel
 from ..tokenize.store import TokenSplit, TokenStore
 from ..tokenize.training.kmeans import start_codebooks
+from .crops import some_clips
 from .listeners import (
+    NUM_EXAMPLES,
     SEED,
     Listener,
     LogMel,
     loop_settings,
     read_audio,
     scale_of,
-    some_clips,
     whole_clips,
     write_by_clip,
 )
@@ -192,7 +193,7 @@ def train_encoder(recipe: Recipe, store: TokenStore) -> None:
         )
     num_samples = num_frames * image.hop
     unscaled = LogMel(store.info.sample_rate, image.window, image.hop, settings.num_mels)
-    examples = read_audio(split, [(clip, 0) for clip in some_clips(split)], num_samples)
+    examples = read_audio(split, [(clip, 0) for clip in some_clips(split, NUM_EXAMPLES)], num_samples)
     scale = scale_of(unscaled, examples)
     torch.manual_seed(SEED)
     encoder = Vqcpc(
