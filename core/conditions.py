@@ -276,16 +276,18 @@ def hide_all(given: GivenConditions) -> GivenConditions:
     return {name: Given(one.values, torch.zeros_like(one.mask)) for name, one in given.items()}
 
 
-def join(a: GivenConditions, b: GivenConditions) -> GivenConditions:
-    """The clips of `a`, then those of `b`, which has the same conditions."""
+def join(*parts: GivenConditions) -> GivenConditions:
+    """The clips of one part after another; all have the same conditions."""
     return {
-        name: Given(torch.cat([a[name].values, b[name].values]), torch.cat([a[name].mask, b[name].mask]))
-        for name in a
+        name: Given(
+            torch.cat([part[name].values for part in parts]), torch.cat([part[name].mask for part in parts])
+        )
+        for name in parts[0]
     }
 
 
-def select(given: GivenConditions, rows: slice) -> GivenConditions:
-    """Some of the clips."""
+def select(given: GivenConditions, rows: slice | Tensor) -> GivenConditions:
+    """Some of the clips; by a tensor of their numbers, also more than once."""
     return {name: Given(one.values[rows], one.mask[rows]) for name, one in given.items()}
 
 

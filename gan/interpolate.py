@@ -10,7 +10,6 @@ Shapes: S steps of the walk, N samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.audio import write_wav_blocks
-from ..core.conditions import Given, GivenConditions
+from ..core.conditions import GivenConditions, select
 from ..core.files import atomic_file
 from ..core.rainbowgram import rainbowgrams
 from ..tokenize.codec import Codec
@@ -79,31 +78,22 @@ def write_walk(
         note | {"from_seed": from_seed, "to_seed": to_seed, "share": step / (steps - 1)}
         for step in range(steps)
     ]
-    clips = Clips(notes, duration_s, _repeated(given, steps), noise)
+    told = select(given, torch.zeros(steps, dtype=torch.int64))
+    clips = Clips(notes, duration_s, told, noise)
     write_clips(folder, model, codec, clips, seed=from_seed, title="interpolate")
-    paths = [folder / file_name(step) for step in range(steps)]
-    write_wav_blocks(folder / ALL_NAME, _audio(paths), codec.sample_rate, codec.channels)
+    heard = [_read(folder / file_name(step)) for step in range(steps)]
+    write_wav_blocks(folder / ALL_NAME, heard, codec.sample_rate, codec.channels)
     titles = [
         f"seed {from_seed}",
         *(f"{100 * note['share']:.0f} %" for note in notes[1:-1]),
         f"seed {to_seed} ",
     ]
-    heard = {title: samples.mean(0) for title, samples in zip(titles, _audio(paths), strict=True)}
+    titled = {title: samples.mean(0) for title, samples in zip(titles, heard, strict=True)}
     with atomic_file(folder / PICTURE_NAME) as partial:
-        partial.write_bytes(rainbowgrams(heard, codec.sample_rate))
+        partial.write_bytes(rainbowgrams(titled, codec.sample_rate))
 
 
-def _repeated(given: GivenConditions, steps: int) -> GivenConditions:
-    return {
-        name: Given(
-            one.values.expand(steps, *one.values.shape[1:]), one.mask.expand(steps, *one.mask.shape[1:])
-        )
-        for name, one in given.items()
-    }
-
-
-def _audio(paths: list[Path]) -> Iterator[np.ndarray]:
-    """The samples `[C, N]` of each file."""
-    for path in paths:
-        samples, _ = soundfile.read(path, dtype="float32", always_2d=True)
-        yield samples.T
+def _read(path: Path) -> np.ndarray:
+    """The samples `[C, N]` of a file."""
+    samples: np.ndarray = soundfile.read(path, dtype="float32", always_2d=True)[0].T
+    return samples

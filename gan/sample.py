@@ -10,13 +10,13 @@ samples/
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..core.conditions import Given, GivenConditions
+from ..core.conditions import GivenConditions, join, select
 from ..core.device import best_device
 from ..core.errors import UserError
 from ..core.files import atomic_folder
@@ -27,7 +27,7 @@ from ..tokenize.codec import load_codec_from_info
 from ..tokenize.fast_codec import fast
 from ..tokenize.store import TokenStore
 from .clips import Clips, write_clips
-from .examples import lengthened
+from .examples import all_lengthened
 from .gan_model import GanModel
 from .generate import image_frames
 from .load import load_gan
@@ -100,38 +100,25 @@ def choose_clips(store: TokenStore, model: GanModel, config: GanGenerate, run: P
             for (clip, _), words in zip(crops, real.said(crops, told), strict=True)
         ]
     turns = torch.arange(config.num_clips) % len(usable)
-    return Clips([notes[turn] for turn in turns.tolist()], config.duration_s, _in_turn(given, turns))
+    return Clips([notes[turn] for turn in turns.tolist()], config.duration_s, select(join(*given), turns))
 
 
 def _as_long(
     told: GivenConditions, model: GanModel, lengths: Sequence[int], num_frames: int
 ) -> GivenConditions:
-    """Sequences of clips of `num_frames` frames from those of real clips, drawn out where one is shorter."""
-    frames = image_frames(model, num_frames)
-    found = dict(told)
-    for condition in model.config.conditions:
-        if condition.kind == "sequence":
-            rows = [
-                lengthened(one, frames, of=image_frames(model, min(length, num_frames)))
-                for one, length in zip(_each(told[condition.name]), lengths, strict=True)
-            ]
-            found[condition.name] = _joined(rows)
-    return found
-
-
-def _each(given: Given) -> Iterator[Given]:
-    for row in range(given.batch_size):
-        yield Given(given.values[row : row + 1], given.mask[row : row + 1])
-
-
-def _joined(parts: Sequence[Given]) -> Given:
-    return Given(torch.cat([part.values for part in parts]), torch.cat([part.mask for part in parts]))
-
-
-def _in_turn(parts: list[GivenConditions], turns: torch.Tensor) -> GivenConditions:
-    """The clips of `turns` among those of all parts."""
-    joined = {name: _joined([part[name] for part in parts]) for name in parts[0]}
-    return {name: Given(one.values[turns], one.mask[turns]) for name, one in joined.items()}
+    """What clips of `num_frames` frames are told, from real clips of these lengths: sequences of shorter ones
+    are drawn out."""
+    conditions, frames = model.config.conditions, image_frames(model, num_frames)
+    rows = [
+        all_lengthened(
+            conditions,
+            select(told, slice(row, row + 1)),
+            frames,
+            of=image_frames(model, min(length, num_frames)),
+        )
+        for row, length in enumerate(lengths)
+    ]
+    return join(*rows)
 
 
 if __name__ == "__main__":
