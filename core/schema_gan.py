@@ -7,7 +7,7 @@ which old models stay what they are.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -164,8 +164,10 @@ class GanSection(Section):
     collapse: CollapseWatch = CollapseWatch()
     """When a run counts as collapsed."""
 
-    uses_codec: ClassVar[bool] = False
-    """Whether the representation is a codec's latents."""
+    @property
+    def uses_codec(self) -> bool:
+        """Whether the representation is a codec's latents."""
+        return isinstance(self.representation, LatentImage)
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -350,8 +352,6 @@ class MusikaModel(GanSection):
     """Frames between two anchors."""
     channels: list[PositiveInt] = Field(default=[512, 512, 256, 256], min_length=1)
     """Channels at each resolution in time, the lowest first; each has twice the frames of the one before."""
-
-    uses_codec: ClassVar[bool] = True
 
 
 GanModelSection = Annotated[

@@ -1,6 +1,6 @@
 """Adversarial models by name, and the codec that makes audio of what they make.
 
-model = load_gan("runs/quickstart-gansynth/model")      # also runs/quickstart-gansynth, user/model
+model = load_gan("runs/notes-gansynth/model")      # also runs/notes-gansynth, user/model
 codec = codec_of(model)
 """
 
