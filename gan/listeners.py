@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.errors import UserError
-from ..core.files import atomic_file, write_json
+from ..core.files import atomic_folder, write_json
 from ..core.schema import Recipe, Train
 from ..core.sections import Split
 from ..tokenize.store import TokenSplit, TokenStore
@@ -90,6 +90,13 @@ class Listener(nn.Module):
         return network.eval()
 
 
+def save(listener: nn.Module, folder: Path) -> None:
+    """Write a finished listener."""
+    assert isinstance(listener, Listener)
+    with atomic_folder(folder) as partial:
+        listener.save(partial)
+
+
 @dataclass(frozen=True)
 class LogMelScale:
     """Of log-mel magnitudes, over some clips."""
@@ -149,25 +156,3 @@ def whole_clips(store: TokenStore) -> Iterator[WholeClips]:
                 yield WholeClips(
                     [ids[clip] for clip in some], read_audio(split, [(clip, 0) for clip in some], length)
                 )
-
-
-def write_by_clip(path: Path, found: Mapping[str, Tensor]) -> None:
-    """Write what was heard in each clip, by its id."""
-    with atomic_file(path) as partial:
-        save_file({id: tensor.contiguous() for id, tensor in found.items()}, partial)
-
-
-def read_by_clip(path: Path) -> dict[str, Tensor]:
-    """Undo `write_by_clip`; raises `UserError` if there is no such file, or it is damaged."""
-    try:
-        found: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: run the stage prepare again") from error
-    return found
-
-
-def heard_in(found: Mapping[str, Tensor], id: str, path: Path) -> Tensor:
-    """What was heard in the clip `id`; raises `UserError` if that is not known."""
-    if id not in found:
-        raise UserError(f"{path} knows nothing of the clip '{id}': run the stage prepare again")
-    return found[id]

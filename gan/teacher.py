@@ -16,17 +16,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.audio import resample
-from ..core.conditions import Condition, label_condition
+from ..core.conditions import label_condition
 from ..core.device import best_device
 from ..core.errors import UserError
-from ..core.files import atomic_folder, write_json
+from ..core.files import write_json
 from ..core.hub_classifier import HubClassifier, load_hub_classifier, windows_of
 from ..core.job import Batch, Job, Loss, Phase
 from ..core.label import Label
@@ -45,13 +44,11 @@ from .listeners import (
     LogMel,
     loop_settings,
     read_audio,
+    save,
     scale_of,
     whole_clips,
-    write_by_clip,
 )
-
-FOLDER = "teacher"
-SOFT_LABELS, ABOUT = "soft_labels.safetensors", "soft_labels.json"
+from .prepared import ABOUT_SOFT_LABELS, SOFT_LABELS, TEACHER, write_by_clip
 
 _WINDOW_S = 0.05  # of the spectrogram; the next power of two
 _NUM_MELS = 64
@@ -220,11 +217,11 @@ def train_teacher(recipe: Recipe, store: TokenStore) -> None:
             averaged="teacher",
             batch=batch,
             validate=lambda module: scores_of(module, held_out) if told else {},
-            save=lambda module, _: save(module, recipe.folder / FOLDER / "model"),
+            save=lambda module, _: save(module, recipe.folder / TEACHER / "model"),
             unit="clips",
         ),
         config,
-        recipe.folder / FOLDER,
+        recipe.folder / TEACHER,
     )
 
 
@@ -236,22 +233,10 @@ def scores_of(teacher: nn.Module, batch: Batch) -> dict[str, float]:
     return {"loss": float(found.mean), "accuracy": float(found.metrics["accuracy"])}
 
 
-def save(teacher: nn.Module, folder: Path) -> None:
-    """Write the finished teacher."""
-    assert isinstance(teacher, TeacherNetwork)
-    with atomic_folder(folder) as partial:
-        teacher.save(partial)
-
-
 def soft_label_names(labels: Sequence[str], what: str, taken: Collection[str]) -> list[str]:
     """What people call the conditions: the labels, or `what` and the label for bare numbers and for names
     that are `taken`, such as those of label columns."""
     return [f"{what} {label}" if label in taken or label.lstrip("-").isdigit() else label for label in labels]
-
-
-def soft_label_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
-    """What a model is told of soft labels: a number from 0 to 1 each."""
-    return tuple(Condition(name, "number", width=2, maximum=1.0) for name in names)
 
 
 def prepare_teacher(recipe: Recipe) -> None:
@@ -263,7 +248,7 @@ def prepare_teacher(recipe: Recipe) -> None:
     assert isinstance(section, DarkGanModel)
     settings = section.teacher
     store = TokenStore(recipe.folder / "tokens")
-    folder = recipe.folder / FOLDER
+    folder = recipe.folder / TEACHER
     if settings.source is None:
         train_teacher(recipe, store)
     if not is_main_process():
@@ -289,4 +274,4 @@ def prepare_teacher(recipe: Recipe) -> None:
         "is_multi_label": teacher.is_multi_label,
         "names": soft_label_names(teacher.labels, what, store.dataset.column_names),
     }
-    write_json(folder / ABOUT, about)
+    write_json(folder / ABOUT_SOFT_LABELS, about)

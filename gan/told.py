@@ -25,7 +25,7 @@ from .crops import Crops, read_latents, some_clips
 from .descriptors import DESCRIPTORS, DescriptorScale, descriptor_conditions, raw_descriptors
 from .gan_model import GanConfig
 from .losses import HeadKind
-from .prepare import Prepared, load_prepared
+from .prepared import Prepared, load_prepared
 
 _EXAMPLES = 512  # clips by which descriptors are scaled
 _AT_ONCE = 32

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from vector_quantize_pytorch import VectorQuantize
 
 from ..core.device import best_device
 from ..core.errors import UserError
-from ..core.files import atomic_folder, write_json
+from ..core.files import write_json
 from ..core.job import Batch, Job, Loss, Phase
 from ..core.loop import step_seed, train
 from ..core.optimizer import adamw
@@ -45,13 +44,11 @@ from .listeners import (
     LogMel,
     loop_settings,
     read_audio,
+    save,
     scale_of,
     whole_clips,
-    write_by_clip,
 )
-
-FOLDER = "encoder"
-TOKENS, ABOUT = "tokens.safetensors", "tokens.json"
+from .prepared import ABOUT_TOKENS, ENCODER, TOKENS_FILE, write_by_clip
 
 _CROP_FRAMES = 64
 _VALID_CLIPS = 64
@@ -218,7 +215,7 @@ def train_encoder(recipe: Recipe, store: TokenStore) -> None:
         return {"audio": read_audio(split, crops, num_samples), "draws": torch.stack(draws)}
 
     held_out = _fixed(valid, num_samples, num_frames, settings.num_negatives) if len(valid) else None
-    folder = recipe.folder / FOLDER
+    folder = recipe.folder / ENCODER
     train(
         Job(
             modules={"encoder": encoder},
@@ -261,13 +258,6 @@ def scores_of(encoder: nn.Module, batch: Batch) -> dict[str, float]:
     return {"loss": float(out.prediction), "accuracy": float(out.accuracy), "tokens_used": float(used)}
 
 
-def save(encoder: nn.Module, folder: Path) -> None:
-    """Write the finished encoder."""
-    assert isinstance(encoder, Vqcpc)
-    with atomic_folder(folder) as partial:
-        encoder.save(partial)
-
-
 def prepare_encoder(recipe: Recipe) -> None:
     """Train the encoder and write the tokens of all clips: the stage `prepare` of a VQCPC-GAN.
 
@@ -278,7 +268,7 @@ def prepare_encoder(recipe: Recipe) -> None:
     train_encoder(recipe, store)
     if not is_main_process():
         return
-    folder = recipe.folder / FOLDER
+    folder = recipe.folder / ENCODER
     device = best_device()
     encoder = Vqcpc.load(folder / "model").to(device)
     config = encoder.config
@@ -287,11 +277,11 @@ def prepare_encoder(recipe: Recipe) -> None:
     for clips in whole_clips(store):
         tokens = encoder.tokens(clips.audio.to(device)).to("cpu", kind)
         found |= dict(zip(clips.ids, tokens, strict=True))
-    write_by_clip(folder / TOKENS, found)
+    write_by_clip(folder / TOKENS_FILE, found)
     silence = encoder.tokens(torch.zeros(1, 4 * max(config.window, config.hop), device=device))[0]
     about = {
         "num_tokens": config.num_tokens,
         "hop": config.hop,
         "silence": int(silence[len(silence) // 2]),
     }
-    write_json(folder / ABOUT, about)
+    write_json(folder / ABOUT_TOKENS, about)

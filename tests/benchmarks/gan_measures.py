@@ -52,8 +52,9 @@ from tokkata.gan.examples import fill_in
 from tokkata.gan.gan_model import KIND, GanModel
 from tokkata.gan.load import load_gan
 from tokkata.gan.musika import MusikaGenerator
+from tokkata.gan.prepared import ABOUT_SOFT_LABELS, TEACHER
 from tokkata.gan.sample import choose_clips
-from tokkata.gan.teacher import ABOUT, FOLDER, HubTeacher, Teacher, TeacherNetwork, TrainedTeacher
+from tokkata.gan.teacher import HubTeacher, Teacher, TeacherNetwork, TrainedTeacher
 from tokkata.lm.load import load_lm
 from tokkata.tests.benchmarks.bench_gan import of_gansynth, of_wavenet, speed_table
 from tokkata.tests.benchmarks.held_out_notes import recipe_of
@@ -206,9 +207,9 @@ class HeardBy:
 
 def teacher_of(run: Run) -> HeardBy:
     """Of a DarkGAN."""
-    section, folder = run.model.config.section, run.folder / FOLDER
+    section, folder = run.model.config.section, run.folder / TEACHER
     assert isinstance(section, DarkGanModel)
-    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    about = json.loads((folder / ABOUT_SOFT_LABELS).read_text(encoding="utf-8"))
     assert about["names"] == run.numbers
     device = torch.device("cpu")
     if section.teacher.source is None:

@@ -22,7 +22,7 @@ from tokkata.gan.examples import examples_of
 from tokkata.gan.gan_model import GanConfig, GanModel
 from tokkata.gan.generate import generate
 from tokkata.gan.load import load_gan
-from tokkata.gan.prepare import TOKENS, one_hot
+from tokkata.gan.prepared import TOKENS, one_hot
 from tokkata.gan.sample import choose_clips, sample
 from tokkata.gan.told import ClipTold
 from tokkata.lm.publish import push_to_hub

@@ -10,14 +10,13 @@ from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.core.hub_classifier import load_hub_classifier
 from tokkata.gan import teacher as module
-from tokkata.gan.listeners import read_by_clip
+from tokkata.gan.prepared import read_by_clip, soft_label_conditions
 from tokkata.gan.teacher import (
     HubTeacher,
     TeacherConfig,
     TeacherNetwork,
     TrainedTeacher,
     prepare_teacher,
-    soft_label_conditions,
     soft_label_names,
     train_teacher,
 )
