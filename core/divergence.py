@@ -28,15 +28,18 @@ class Divergence:
     stay; after 200 such steps in a row it ends. An adversarial term would not do: it rises whenever the
     discriminator gains. A resumed run is judged anew.
 
+    A metric that need not fall but has to stay below a `ceiling` is compared with that instead of its best.
+
     Who gives up on a sound says nothing, whose error is bounded and may be no more than 1.5 times the best:
     that shows in `level`, a metric of how loud the output is relative to what it should be. A run is suspect
     too while that is below a tenth of its loudest. One that has not been above a tenth of what it should be
     in 1000 steps is told of, and goes on.
     """
 
-    def __init__(self, metric: str, level: str | None = None) -> None:
+    def __init__(self, metric: str, level: str | None = None, ceiling: float | None = None) -> None:
         self._metric = metric
         self._level = level
+        self._ceiling = ceiling
         self._averages: dict[tuple[str, float], float] = {}
         self._num_seen = 0
         self._best = float("inf")
@@ -57,17 +60,15 @@ class Divergence:
             self._best = min(self._best, average)
             self._loudest = max(self._loudest, average_level)
         is_silent = level is not None and level < _SILENT * self._loudest
-        is_suspect = now > _FACTOR * self._best or is_silent
+        is_suspect = now > (_FACTOR * self._best if self._ceiling is None else self._ceiling) or is_silent
         self._num_suspect = self._num_suspect + 1 if is_suspect else 0
         if self._num_suspect >= _PATIENCE:
-            what = (
-                f"training has fallen silent: '{self._level}' is {level:.3g} on average and was"
-                f" {self._loudest:.3g}"
-                if is_silent
-                else f"training diverges: '{self._metric}' is {now:.3g} on average and was {self._best:.3g}"
-            )
+            if is_silent:
+                what, was = f"training has fallen silent: '{self._level}' is {level:.3g}", self._loudest
+            else:
+                what, was = f"training diverges: '{self._metric}' is {now:.3g}", self._best
             raise UserError(
-                f"{what} (now step {step}): lower train.lr;"
+                f"{what} on average and was {was:.3g} (now step {step}): lower train.lr;"
                 f" the newest checkpoint from before is kept in {checkpoints}"
             )
         if level is not None and self._num_seen == _TIME_TO_SOUND and self._loudest < _SILENT:

@@ -50,6 +50,8 @@ class Phase:
     watched: str | None = None
     level: str | None = None
     """The metrics by which a run that diverges or falls silent is noticed and ended (`divergence.py`)."""
+    ceiling: float | None = None
+    """What the watched metric has to stay below; None: 1.5 times its best."""
 
     def runs_in(self, step: int) -> bool:
         """Whether the phase has a part in this step (from 0)."""

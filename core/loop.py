@@ -166,7 +166,11 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
     previous_handler = signal.signal(signal.SIGTERM, ask_to_stop)
     scores: dict[str, float] = {}
     skipped_in_a_row = dict.fromkeys((phase.name for phase in job.phases), 0)
-    watches = {phase.name: Divergence(phase.watched, phase.level) for phase in job.phases if phase.watched}
+    watches = {
+        phase.name: Divergence(phase.watched, phase.level, phase.ceiling)
+        for phase in job.phases
+        if phase.watched
+    }
     mfu = mfu_per_speed(accelerator, config.precision, job.flops_per_unit)
     is_main = accelerator.is_main_process
     log = TrainingLog(run_folder / "logs", config.steps, job.unit, step, mfu_per_speed=mfu, enabled=is_main)

@@ -78,6 +78,13 @@ class InstantaneousFrequencyImage(SpectralImage):
     num_mels: PositiveInt | None = None
     """Spread the frequencies on the mel scale, in so many bands; GANSynth's are as many as the frequencies.
     null: leave them."""
+    range_db: PositiveFloat = 100.0
+    """What is so many decibels below the loudest looks like silence."""
+    advance: Literal["angle", "phasor"] = "angle"
+    """How an image holds what phases advance by from frame to frame. angle: as GANSynth does, one channel.
+    phasor: as two, cosine and sine of what a phase advances by beyond a sinusoid in the middle of its bin or
+    band, both times the share of the range that its magnitude has: every partial looks alike wherever it
+    lies, nothing jumps where an angle goes round, and what is next to silent is next to 0."""
 
 
 class LatentImage(Section):
@@ -106,6 +113,9 @@ class NonSaturatingLoss(Section):
     kind: Literal["non_saturating"]
     r1_weight: Weight = 0.0
     """Weight of the squared norm of the discriminator's gradient at real clips (arXiv:1801.04406, eq. 9)."""
+    r1_every: PositiveInt = 1
+    """That term is computed in one of so many steps and weighs so many times as much there; above 1, steps
+    are up to a third cheaper on average (arXiv:1912.04958, sec. 4)."""
 
 
 class WassersteinLoss(Section):
@@ -124,6 +134,9 @@ class HingeLoss(Section):
     kind: Literal["hinge"]
     r1_weight: Weight = 0.0
     """Weight of the squared norm of the discriminator's gradient at real clips (arXiv:1801.04406, eq. 9)."""
+    r1_every: PositiveInt = 1
+    """That term is computed in one of so many steps and weighs so many times as much there; above 1, steps
+    are up to a third cheaper on average (arXiv:1912.04958, sec. 4)."""
 
 
 GanLoss = Annotated[
@@ -131,6 +144,9 @@ GanLoss = Annotated[
 ]
 
 # ---------------------------------------------------------------------------------------------------- models
+
+ConditionedBy = Literal["heads", "projection"]
+"""How a discriminator makes a generator do what it is told."""
 
 
 class CollapseWatch(Section):
@@ -155,8 +171,13 @@ class GanSection(Section):
     conditions: list[str] = Field(default=[])
     """Label columns of the corpus that the generator is told as one value of those that occur, and the
     discriminator has to recognise."""
+    conditioned_by: ConditionedBy = "heads"
+    """How the discriminator makes the generator do what it is told. heads: it recognises what real clips are
+    told, and the generator has to be recognised (arXiv:1610.09585). projection: it judges a clip as one of
+    which that is true, so what recognises real clips and is satisfied by others does not last
+    (arXiv:1802.05637)."""
     head_weight: Weight = 10.0
-    """Weight of recognising what clips are told, beside the verdict."""
+    """Weight of recognising what clips are told, beside the verdict; for heads."""
     discriminator_steps: PositiveInt = 1
     """Steps of the discriminator for each of the generator. `train.steps` counts the discriminator's."""
     discriminator_lr: PositiveFloat | None = None

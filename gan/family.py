@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.conditions import HIDDEN, Conditions, GivenConditions
+from ..core.schema_gan import ConditionedBy
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ class Verdict:
     scores: list[Tensor]
     """Of each discriminator `[B]`, or `[B, n]` where it judges n places: the higher, the more real."""
     heads: dict[str, Tensor] = field(default_factory=dict)
-    """By condition, what it recognises: of a label logits `[B, V]` over its values; of a number `[B]`, a
-    logit where soft labels are told and a value where descriptors are; of a sequence logits `[B, V, L]`."""
+    """By condition, what it recognises, where it has heads for that: of a label logits `[B, V]` over its
+    values; of a number `[B]`, a logit where soft labels are told and a value where descriptors are; of a
+    sequence logits `[B, V, L]`."""
 
 
 class Discriminator(nn.Module, ABC):
@@ -125,8 +127,21 @@ class ConditionVector(nn.Module):
         rows = torch.where(given.mask, given.values, HIDDEN)[:, 0]
         return nn.functional.one_hot(rows, condition.num_rows)[:, 1:].to(like)
 
-    def split(self, joined: Tensor) -> dict[str, Tensor]:
-        """What one layer of width `dim` says of each condition, `[B, dim]`, as `Verdict.heads` has it."""
+    def judged(
+        self, by: ConditionedBy, score: Tensor, opinions: Tensor, told: GivenConditions
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scores `[B]` and heads of a verdict, from scores of clips whatever they are told and what one
+        layer of width `dim` says of them, `[B, dim]`.
+
+        That layer is the heads, or what it says of the values that a clip is told adds to its score. The
+        latter is the inner product of the clip's features and a vector for those values (arXiv:1802.05637,
+        eq. 3).
+        """
+        if by == "heads":
+            return score, self._split(opinions)
+        return score + (opinions * self(told, like=opinions)).sum(1), {}
+
+    def _split(self, joined: Tensor) -> dict[str, Tensor]:
         parts = torch.split(joined, self.widths, dim=1)
         return {
             c.name: part if c.kind == "label" else part[:, 0]

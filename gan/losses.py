@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,21 +34,32 @@ class Game(ABC):
     with a weight are multiplied by it.
     """
 
-    def __init__(self, *, gradient_weight: float = 0.0, drift_weight: float = 0.0, r1_weight: float = 0.0):
+    ceiling: ClassVar[float | None] = 100.0
+    """How far from 0 scores are on average only in a game that has run away. As log-odds they would mean
+    certainty to forty digits; None where scores are not bounded by anything."""
+
+    def __init__(
+        self,
+        *,
+        gradient_weight: float = 0.0,
+        drift_weight: float = 0.0,
+        r1_weight: float = 0.0,
+        r1_every: int = 1,
+    ) -> None:
         self._gradient_weight = gradient_weight
         self._drift_weight = drift_weight
         self._r1_weight = r1_weight
+        self._r1_every = r1_every
 
     @property
     def needs_mixture(self) -> bool:
         """Whether the discriminator's loss has a `gradient_penalty`."""
         return self._gradient_weight > 0
 
-    @property
-    def needs_real_gradient(self) -> bool:
-        """Whether the discriminator's loss has an `r1`: real images need `requires_grad` before they are
-        judged."""
-        return self._r1_weight > 0
+    def needs_real_gradient(self, step: int) -> bool:
+        """Whether the discriminator's loss has an `r1` in this step: real images need `requires_grad` before
+        they are judged."""
+        return self._r1_weight > 0 and step % self._r1_every == 0
 
     @abstractmethod
     def _of_real(self, score: Tensor) -> Tensor:
@@ -89,13 +100,14 @@ class Game(ABC):
         )
 
     def r1(self, real_scores: list[Tensor], real: Tensor) -> Tensor:
-        """Half the squared norm of the gradients at real images (arXiv:1801.04406, eq. 9).
+        """Half the squared norm of the gradients at real images (arXiv:1801.04406, eq. 9), for all the steps
+        until the next that has it.
 
         `real` `[B, …]` requires a gradient, and the scores are a function of it. Where a discriminator judges
         places, it is the gradient of their mean.
         """
         squares = [gradient.square().sum(1).mean() for gradient in _gradients(real_scores, real)]
-        return 0.5 * self._r1_weight * torch.stack(squares).sum()
+        return 0.5 * self._r1_every * self._r1_weight * torch.stack(squares).sum()
 
 
 class Minimax(Game):
@@ -120,6 +132,8 @@ class NonSaturating(Minimax):
 
 class Wasserstein(Game):
     """The difference of means of a critic (arXiv:1701.07875, sec. 3)."""
+
+    ceiling = None
 
     def _of_real(self, score: Tensor) -> Tensor:
         return -score
@@ -150,11 +164,11 @@ def make_game(section: GanLoss) -> Game:
         case MinimaxLoss():
             return Minimax()
         case NonSaturatingLoss():
-            return NonSaturating(r1_weight=section.r1_weight)
+            return NonSaturating(r1_weight=section.r1_weight, r1_every=section.r1_every)
         case WassersteinLoss():
             return Wasserstein(gradient_weight=section.gradient_weight, drift_weight=section.drift_weight)
         case HingeLoss():
-            return Hinge(r1_weight=section.r1_weight)
+            return Hinge(r1_weight=section.r1_weight, r1_every=section.r1_every)
 
 
 def head_loss(

@@ -324,7 +324,8 @@ class MusikaDiscriminator(Discriminator):
             num_frames = -(-num_frames // 2)
         self.score = nn.Linear(widths[-1] * num_frames, 1)
         self.told = ConditionVector(conditions)
-        self.heads = nn.Linear(widths[-1], self.told.dim) if self.told.dim else None
+        self.conditioned_by = section.conditioned_by
+        self.opinions = nn.Linear(widths[-1], self.told.dim) if self.told.dim else None
         _he_initialise(self, negative_slope=0.2)
 
     def forward(self, image: Tensor, told: GivenConditions, draws: Tensor, level: float) -> Verdict:
@@ -333,8 +334,11 @@ class MusikaDiscriminator(Discriminator):
         for half in self.halves:
             x = half(x)
         x = F.leaky_relu(self.last(x), 0.2)
-        heads = {} if self.heads is None else self.told.split(self.heads(x.mean(2)))
-        return Verdict([self.score(x.flatten(1))[:, 0]], heads)
+        score = self.score(x.flatten(1))[:, 0]
+        if self.opinions is None:
+            return Verdict([score])
+        score, heads = self.told.judged(self.conditioned_by, score, self.opinions(x.mean(2)), told)
+        return Verdict([score], heads)
 
 
 class _Block(nn.Module):

@@ -96,6 +96,7 @@ class ProgressiveDiscriminator(Discriminator):
         self.num_levels = len(widths)
         self.lowest = lowest_resolution(shape, self.num_levels)
         self.condition_vector = ConditionVector(conditions)
+        self.conditioned_by = section.conditioned_by
         self.from_image = nn.ModuleList(EqualConv2d(shape.channels, w, (1, 1)) for w in widths)
         self.levels = nn.ModuleList(
             [
@@ -117,7 +118,10 @@ class ProgressiveDiscriminator(Discriminator):
                 x = fade(level, lambda: leaky(self.from_image[highest - 1](shrink(image))), x)
         x = self.levels[0](minibatch_deviation(x))
         opinions = self.opinions(leaky(self.joined(x.flatten(1))))
-        return Verdict([opinions[:, 0]], self.condition_vector.split(opinions[:, 1:]))
+        score, heads = self.condition_vector.judged(
+            self.conditioned_by, opinions[:, 0], opinions[:, 1:], told
+        )
+        return Verdict([score], heads)
 
     def at_level(self, image: Tensor, level: float) -> Tensor:
         """A whole image as a generator at `level` would show it."""

@@ -32,9 +32,6 @@ from .short_time import ShortTime, griffin_lim
 
 LOG_OFFSET = 1e-6
 """SpecGAN's: added to a magnitude before its logarithm is taken."""
-RANGE_DB = 100.0
-"""Instantaneous frequencies: how far below the loudest lies what is added to a magnitude before its logarithm
-is taken, so that what is much quieter looks like silence."""
 LOUDEST = 1.5
 """Instantaneous frequencies: log magnitudes of an image are read up to here, 25 dB above the loudest that
 `fit` saw, so that what a network makes before it has learnt is loud but finite."""
@@ -244,7 +241,12 @@ class InstantaneousFrequency(Spectrogram):
     arXiv:1902.08710, sec. 2.3).
 
     The first frame has its phase itself. The Nyquist frequency is left out. Log magnitudes are log(|X| + ε),
-    with ε `RANGE_DB` below the loudest magnitude that `fit` saw: -1 is silence and 1 the loudest.
+    with ε `section.range_db` below the loudest magnitude that `fit` saw: -1 is silence and 1 the loudest.
+
+    With `section.advance` "phasor" an image is `[B, 3, F, T]`: log magnitudes m, n cos δ and n sin δ, with
+    n = (m + 1) / 2 and δ what a phase advances by beyond a sinusoid in the middle of the bin or band. Around
+    the peak of a steady partial, δ depends on the distance from the peak alone, so convolutions can make it
+    without knowing where they are.
 
     On the mel scale (see `mel_scale.py`) a band's magnitude is the root of its mean power. Its instantaneous
     frequency is that of its summed products X[t] · conj(X[t - 1]), which the loudest partial decides;
@@ -256,14 +258,19 @@ class InstantaneousFrequency(Spectrogram):
     their pitch. With a window of 1024, a hop of 256 and 128 bands, a quarter of the numbers, it is 20 dB.
     """
 
-    num_channels = 2
-
     def __init__(self, section: InstantaneousFrequencyImage, sample_rate: int) -> None:
         super().__init__(section, sample_rate)
+        self.range_db, self.as_phasor = section.range_db, section.advance == "phasor"
+        self.num_channels = 3 if self.as_phasor else 2
         spread = None
         if section.num_mels is not None:
             spread = spreading(self.num_bins, sample_rate / section.window, section.num_mels)
             self.num_bins = section.num_mels
+        middles = torch.arange(section.window // 2, dtype=torch.float64)
+        middles = middles if spread is None else spread.double() @ middles
+        expected = (middles * (2.0 * math.pi * section.hop / section.window)).remainder(2.0 * math.pi)
+        # What the phase of a sinusoid in the middle of each bin or band advances by.
+        self.register_buffer("expected", expected.float()[:, None], persistent=False)
         self.register_buffer("spread", spread, persistent=False)
         self.register_buffer("gather", None if spread is None else gathering(spread), persistent=False)
         self.register_buffer("peak", torch.tensor(math.nan))
@@ -289,19 +296,28 @@ class InstantaneousFrequency(Spectrogram):
         self.peak.copy_(_peak([self._magnitudes(self.transform(part)[:, :-1]) for part in parts]))
 
     def _offset(self) -> Tensor:
-        return self.peak * 10 ** (-RANGE_DB / 20)
+        return self.peak * 10 ** (-self.range_db / 20)
+
+    def _span(self) -> Tensor:
+        return ((self.peak + self._offset()) / self._offset()).log()
 
     def _image(self, spectra: Tensor) -> Tensor:
-        spectra, offset = spectra[:, :-1], self._offset()
-        span = ((self.peak + offset) / offset).log()
-        magnitudes = (self._magnitudes(spectra) / offset).log1p() * (2.0 / span) - 1.0
-        return torch.stack([magnitudes, self._advances(spectra) / math.pi], 1)
+        spectra = spectra[:, :-1]
+        magnitudes = (self._magnitudes(spectra) / self._offset()).log1p() * (2.0 / self._span()) - 1.0
+        advances = self._advances(spectra)
+        if not self.as_phasor:
+            return torch.stack([magnitudes, advances / math.pi], 1)
+        beyond, shares = advances - self.expected, (magnitudes + 1.0) / 2.0
+        return torch.stack([magnitudes, shares * beyond.cos(), shares * beyond.sin()], 1)
 
     def _audio(self, image: Tensor) -> Tensor:
-        offset = self._offset()
-        span = ((self.peak + offset) / offset).log()
-        magnitudes = offset * ((image[:, 0].clamp(-1.0, LOUDEST) + 1.0) * (span / 2.0)).expm1()
-        advances = math.pi * image[:, 1]
+        levels = (image[:, 0].clamp(-1.0, LOUDEST) + 1.0) * (self._span() / 2.0)
+        magnitudes = self._offset() * levels.expm1()
+        if self.as_phasor:
+            # Where both are 0, no angle has a gradient.
+            advances = torch.atan2(image[:, 2], image[:, 1] + 1e-12) + self.expected
+        else:
+            advances = math.pi * image[:, 1]
         if self.gather is not None:
             powers = magnitudes.square().clamp(min=1e-12)  # where all is silent, no phase has a gradient
             real, imaginary = self.gather @ (powers * advances.cos()), self.gather @ (powers * advances.sin())

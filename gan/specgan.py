@@ -22,7 +22,7 @@ class SpecGanDiscriminator(StridedDiscriminator):
     """A spectrogram to a verdict."""
 
     def __init__(self, section: SpecGanModel, shape: Shape, conditions: Conditions) -> None:
-        super().__init__(_layers(section), shape, conditions)
+        super().__init__(_layers(section), shape, conditions, section.conditioned_by)
 
 
 def _layers(section: SpecGanModel) -> StridedLayers:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..core.conditions import Conditions, GivenConditions
 from ..core.errors import UserError
+from ..core.schema_gan import ConditionedBy
 from .family import ConditionVector, Discriminator, Generator, Shape, Verdict
 
 _SLOPE = 0.2  # of leaky ReLUs
@@ -122,12 +123,15 @@ class StridedGenerator(Generator):
 class StridedDiscriminator(Discriminator):
     """Convolutions with leaky ReLUs, then a linear layer: the score, and what is recognised."""
 
-    def __init__(self, layers: StridedLayers, shape: Shape, conditions: Conditions) -> None:
+    def __init__(
+        self, layers: StridedLayers, shape: Shape, conditions: Conditions, by: ConditionedBy
+    ) -> None:
         super().__init__()
         start = (layers.widths[-1], *layers.start(shape))
         widths = [shape.channels, *layers.widths]
         self.layers = nn.ModuleList(layers.conv(a, b) for a, b in pairwise(widths))
         self.told = ConditionVector(conditions)
+        self.conditioned_by = by
         self.end = nn.Linear(math.prod(start), 1 + self.told.dim)
         _begin(self.end, math.prod(start), gain=1.0)
 
@@ -136,14 +140,15 @@ class StridedDiscriminator(Discriminator):
         return x
 
     def forward(self, image: Tensor, told: GivenConditions, draws: Tensor, level: float) -> Verdict:
-        """One score a clip, and a head for each condition."""
+        """One score a clip, and perhaps a head for each condition."""
         x = image
         for i, layer in enumerate(self.layers):
             x = F.leaky_relu(layer(x), _SLOPE)
             if i < len(self.layers) - 1:
                 x = self.between(x, draws, i)
-        score, heads = self.end(x.flatten(1)).split([1, self.told.dim], dim=1)
-        return Verdict([score[:, 0]], self.told.split(heads))
+        opinions = self.end(x.flatten(1))
+        score, heads = self.told.judged(self.conditioned_by, opinions[:, 0], opinions[:, 1:], told)
+        return Verdict([score], heads)
 
 
 def _begin(layer: nn.Module, fan_in: float, gain: float) -> None:

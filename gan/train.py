@@ -49,6 +49,9 @@ from .told import ClipTold, what_to_tell
 MODEL, DISCRIMINATOR = "model", "discriminator"
 """The modules of the job."""
 
+SIZE = "score_size"
+"""The metric by which a game that has run away is noticed: how far from 0 scores are."""
+
 _EXAMPLES = 128  # clips by which a representation is scaled
 _VALID_CLIPS = 32  # the same ones in every validation
 _AT_ONCE = 8  # of them, so that a codec needs little memory beside what is trained
@@ -89,7 +92,14 @@ def train_gan(recipe: Recipe) -> None:
         Job(
             modules={MODEL: model, DISCRIMINATOR: Judge(network)},
             phases=[
-                Phase(DISCRIMINATOR, DISCRIMINATOR, discriminator_optimizer, step.discriminator_loss),
+                Phase(
+                    DISCRIMINATOR,
+                    DISCRIMINATOR,
+                    discriminator_optimizer,
+                    step.discriminator_loss,
+                    watched=None if step.ceiling is None else SIZE,
+                    ceiling=step.ceiling,
+                ),
                 Phase(
                     "generator",
                     MODEL,
@@ -136,6 +146,11 @@ class GanStep:
         self._num_levels = model.generator.num_levels
         self._game = make_game(section.loss)
 
+    @property
+    def ceiling(self) -> float | None:
+        """What the mean size of scores has to stay below; see `Game`."""
+        return self._game.ceiling
+
     def level(self, step: int) -> float:
         """How far a growing network has grown: a function of the real clips seen before this step."""
         if not isinstance(self._section, ProgressiveSection):
@@ -150,12 +165,13 @@ class GanStep:
         network = _bare(modules[DISCRIMINATOR]).network
         assert isinstance(model, GanModel)
         assert isinstance(network, Discriminator)
-        level = self.level(int(batch[STEP]))
+        step = int(batch[STEP])
+        level, has_r1 = self.level(step), game.needs_real_gradient(step)
         with torch.no_grad():
             model.level.fill_(level)
             real = network.at_level(model.encode(batch[REAL]), level)
             made = model(batch[NOISE], told, level).float()  # mixtures are made in full precision
-        images = [real.requires_grad_(game.needs_real_gradient), made]
+        images = [real.requires_grad_(has_r1), made]
         if game.needs_mixture:
             share = batch[MIX].reshape(-1, *[1] * (real.ndim - 1))
             images.append(torch.lerp(real, made, share).requires_grad_())
@@ -164,13 +180,14 @@ class GanStep:
         metrics = {
             "real": _mean(of_real.scores),
             "made": _mean(of_made.scores),
+            SIZE: _mean([score.abs() for score in (*of_real.scores, *of_made.scores)]),
             "verdict": game.discriminator(of_real.scores, of_made.scores),
         }
         terms = [metrics["verdict"]]
         if game.needs_mixture:
             metrics["penalty"] = game.gradient_penalty(verdicts[2].scores, images[2])
             terms.append(metrics["penalty"])
-        if game.needs_real_gradient:
+        if has_r1:
             metrics["r1"] = game.r1(of_real.scores, real)
             terms.append(metrics["r1"])
         terms.append(game.drift(of_real.scores))

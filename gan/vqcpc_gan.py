@@ -57,6 +57,14 @@ def spread(total: int, num_places: int) -> list[int]:
     return [(i + 1) * total // num_places - i * total // num_places for i in range(num_places)]
 
 
+def tokens_told(tokens: Condition, told: GivenConditions, like: Tensor, num_frames: int) -> Tensor:
+    """What clips are told of each frame, `[B, V, L]`, zeros where hidden; L is `num_frames` if nothing is."""
+    given = told.get(tokens.name)
+    if given is None:
+        return like.new_zeros(len(like), tokens.width, num_frames)
+    return (given.values * given.mask[:, :, None]).transpose(1, 2).to(like)
+
+
 class VqcpcGanGenerator(Generator):
     """From noise, what is told of a clip and a token a frame to an image with as many frames."""
 
@@ -91,7 +99,7 @@ class VqcpcGanGenerator(Generator):
 
     def forward(self, noise: Tensor, told: GivenConditions, level: float) -> Tensor:
         """`[B, N]` to `[B, C, F, L]`; without tokens, to as many frames as clips had in training."""
-        tokens = self._tokens(told, noise)
+        tokens = tokens_told(self.tokens, told, noise, self.num_frames)
         # Labels and tokens are as long vectors as the noise; weights of scale 1 hear shorter ones late.
         length = math.sqrt(self.noise_dim)
         vector = self.condition_vector(told, like=noise) * length
@@ -103,16 +111,9 @@ class VqcpcGanGenerator(Generator):
             x = convolutions(x if i == 0 else enlarge(x, (2, 1)))
         return torch.tanh(self.to_image(x).float())
 
-    def _tokens(self, told: GivenConditions, like: Tensor) -> Tensor:
-        """`[B, V, L]`, zeros where hidden."""
-        given = told.get(self.tokens.name)
-        if given is None:
-            return like.new_zeros(len(like), self.tokens.width, self.num_frames)
-        return (given.values * given.mask[:, :, None]).transpose(1, 2).to(like)
-
 
 class LocalDiscriminator(nn.Module):
-    """Convolutions that see `local_frames` frames: of each window a score and the token of its middle.
+    """Convolutions that see `local_frames` frames: of each window a score and what it says of each token.
 
     There are as many windows as frames; those at a clip's ends see zeros beyond them.
     """
@@ -133,7 +134,7 @@ class LocalDiscriminator(nn.Module):
         self.opinions = EqualConv2d(widths[0], 1 + num_tokens, (1, 1), gain=1.0)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """`[B, C, F, T]` to scores `[B, T]` and logits `[B, V, T]`."""
+        """`[B, C, F, T]` to scores `[B, T]` and opinions `[B, V, T]`."""
         x = leaky(self.from_image(F.pad(image, self.ends)))
         for level in self.levels:
             x = shrink(leaky(level(x)), (2, 1))
@@ -143,7 +144,7 @@ class LocalDiscriminator(nn.Module):
 
 
 class GlobalDiscriminator(nn.Module):
-    """A score of a whole clip, and heads for its labels and numbers.
+    """A score of a whole clip, and perhaps heads for its labels and numbers.
 
     Frames are halved with the frequencies as long as their number is even.
     """
@@ -152,6 +153,7 @@ class GlobalDiscriminator(nn.Module):
         super().__init__()
         widths = section.channels
         self.condition_vector = ConditionVector(conditions)
+        self.conditioned_by = section.conditioned_by
         self.from_image = EqualConv2d(shape.channels, widths[-1], (1, 1))
         self.levels = nn.ModuleList(
             Convolutions([b, b, a], norm=False) for a, b in reversed(list(pairwise(widths)))
@@ -166,14 +168,14 @@ class GlobalDiscriminator(nn.Module):
         self.joined = EqualLinear(joined, widths[0])
         self.opinions = EqualLinear(widths[0], 1 + self.condition_vector.dim, gain=1.0)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, image: Tensor, told: GivenConditions) -> tuple[Tensor, dict[str, Tensor]]:
         """`[B, C, F, T]`, T as in training, to scores `[B]` and heads."""
         x = leaky(self.from_image(image))
         for level, factor in zip(self.levels, self.factors, strict=True):
             x = shrink(level(x), factor)
         x = self.last(minibatch_deviation(x))
         opinions = self.opinions(leaky(self.joined(x.flatten(1))))
-        return opinions[:, 0], self.condition_vector.split(opinions[:, 1:])
+        return self.condition_vector.judged(self.conditioned_by, opinions[:, 0], opinions[:, 1:], told)
 
 
 class VqcpcGanDiscriminator(Discriminator):
@@ -182,11 +184,15 @@ class VqcpcGanDiscriminator(Discriminator):
     def __init__(self, section: VqcpcGanModel, shape: Shape, conditions: Conditions) -> None:
         super().__init__()
         self.tokens = tokens_among(conditions)
+        self.conditioned_by = section.conditioned_by
         self.of_windows = LocalDiscriminator(section, shape, self.tokens.width)
         self.of_clips = GlobalDiscriminator(section, shape, conditions)
 
     def forward(self, image: Tensor, told: GivenConditions, draws: Tensor, level: float) -> Verdict:
         """The verdict on clips of as many frames as in training."""
-        of_windows, tokens = self.of_windows(image)
-        of_clips, heads = self.of_clips(image)
-        return Verdict([of_windows, of_clips], heads | {self.tokens.name: tokens})
+        of_windows, opinions = self.of_windows(image)
+        of_clips, heads = self.of_clips(image, told)
+        if self.conditioned_by == "heads":
+            return Verdict([of_windows, of_clips], heads | {self.tokens.name: opinions})
+        asked = tokens_told(self.tokens, told, opinions, image.shape[-1])
+        return Verdict([of_windows + (opinions * asked).sum(1), of_clips], heads)

@@ -34,7 +34,7 @@ class WaveGanDiscriminator(StridedDiscriminator):
 
     def __init__(self, section: WaveGanModel, shape: Shape, conditions: Conditions) -> None:
         layers = _layers(section)
-        super().__init__(layers, shape, conditions)
+        super().__init__(layers, shape, conditions, section.conditioned_by)
         self._shuffle = section.phase_shuffle
         self.num_draws = section.num_layers - 1 if section.phase_shuffle else 0
         shortest = shape.num_frames // layers.factor * layers.stride

@@ -49,6 +49,24 @@ def test_noise_a_slow_fall_and_a_hump_are_sound(scale):
     assert set(suspect) <= set(range(1000, 1200))
 
 
+def test_a_ceiling_stands_in_place_of_the_best():
+    """A metric that rises ninefold is sound below it, and one that was never below it is not."""
+
+    def see(watch, value, step):
+        watch.see({"scores": torch.tensor(value)}, torch.tensor(1.0), step, Path("checkpoints"))
+
+    watch = Divergence("scores", ceiling=10.0)
+    for step, value in enumerate([1.0] * 100 + [9.0] * 400):
+        see(watch, value, step)
+        assert not watch.suspect
+    watch = Divergence("scores", ceiling=10.0)
+    for step in range(199):
+        see(watch, 12.0, step)
+        assert watch.suspect
+    with pytest.raises(UserError, match="'scores' is 12 on average"):
+        see(watch, 12.0, 199)
+
+
 def listen(levels, capsys):
     """What becomes of a run whose metric stays, and whose output has these levels."""
     watch, suspect = Divergence("mel", "level"), []

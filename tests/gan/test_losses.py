@@ -158,9 +158,26 @@ def test_r1_of_a_linear_discriminator(section):
     weight = randn(2, 3).requires_grad_()
     real = randn(5, 2, 3, seed=1).requires_grad_()
     term = game.r1([(weight * real).sum((1, 2))], real)
-    assert game.needs_real_gradient
+    assert game.needs_real_gradient(0)
+    assert game.needs_real_gradient(1)
     assert float(term.detach()) == pytest.approx(0.5 * 3.0 * float(weight.norm()) ** 2, rel=1e-5)
     torch.testing.assert_close(torch.autograd.grad(term, weight)[0], 3.0 * weight)
+
+
+@pytest.mark.parametrize("kind", [HingeLoss, NonSaturatingLoss])
+def test_r1_of_some_steps_weighs_as_much_as_that_of_all(kind):
+    name = kind.model_fields["kind"].annotation.__args__[0]
+    of_all = make_game(kind(kind=name, r1_weight=3.0))
+    of_some = make_game(kind(kind=name, r1_weight=3.0, r1_every=4))
+    real = randn(5, 2, 3).requires_grad_()
+    scores = [(real**2).sum((1, 2))]
+    spent = [
+        float(game.r1(scores, real)) * game.needs_real_gradient(step)
+        for game in (of_all, of_some)
+        for step in range(12)
+    ]
+    assert sum(spent[:12]) == pytest.approx(sum(spent[12:]))
+    assert [step for step in range(12) if of_some.needs_real_gradient(step)] == [0, 4, 8]
 
 
 def test_drift_is_the_mean_square_of_real_scores():
@@ -169,7 +186,8 @@ def test_drift_is_the_mean_square_of_real_scores():
 
 
 def test_what_is_not_asked_for_is_not_needed():
-    needs = {s.kind: (make_game(s).needs_mixture, make_game(s).needs_real_gradient) for s in SECTIONS}
+    games = {section.kind: make_game(section) for section in SECTIONS}
+    needs = {kind: (game.needs_mixture, game.needs_real_gradient(0)) for kind, game in games.items()}
     assert needs == dict.fromkeys(("minimax", "non_saturating", "hinge"), (False, False)) | {
         "wgan_gp": (True, False)
     }

@@ -211,7 +211,7 @@ def test_the_discriminator_can_be_punished_for_its_gradient(num_frames):
     penalty.backward()
     assert penalty > 0
     for name, weight in critic.named_parameters():
-        if name.endswith("weight") and not name.startswith("heads"):
+        if name.endswith("weight") and not name.startswith("opinions"):
             assert weight.grad.isfinite().all(), name
             assert weight.grad.any(), name
 

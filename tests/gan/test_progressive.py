@@ -7,9 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokkata.core.conditions import Condition, Conditions, hide_all
+from tokkata.core.conditions import Condition, Conditions, GivenConditions, hide_all
 from tokkata.core.errors import UserError
-from tokkata.core.schema_gan import DarkGanModel, DrumGanModel, GanSynthModel, ProgressiveSection
+from tokkata.core.schema_gan import (
+    ConditionedBy,
+    DarkGanModel,
+    DrumGanModel,
+    GanSynthModel,
+    ProgressiveSection,
+)
 from tokkata.gan.family import Shape
 from tokkata.gan.progressive import ProgressiveDiscriminator, ProgressiveGenerator
 
@@ -173,13 +179,18 @@ def toy_images(kinds: Tensor, brightness: Tensor) -> Tensor:
 
 
 def critic_loss(
-    d: ProgressiveDiscriminator, real: Tensor, made: Tensor, share: Tensor, level: float
+    d: ProgressiveDiscriminator,
+    told: GivenConditions,
+    real: Tensor,
+    made: Tensor,
+    share: Tensor,
+    level: float,
 ) -> Tensor:
     """Of arXiv:1704.00028, algorithm 1, with the drift of arXiv:1710.10196, app. A.1."""
     none = torch.zeros(len(real), 0)
     mixture = torch.lerp(made, real, share.view(-1, 1, 1, 1)).requires_grad_()
-    of_real, of_made = (d(x, {}, none, level).scores[0] for x in (real, made))
-    of_mixture = d(mixture, {}, none, level).scores[0]
+    of_real, of_made = (d(x, told, none, level).scores[0] for x in (real, made))
+    of_mixture = d(mixture, told, none, level).scores[0]
     (slope,) = torch.autograd.grad(of_mixture.sum(), mixture, create_graph=True)
     penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
     loss: Tensor = of_made.mean() - of_real.mean() + 10 * penalty + 1e-3 * of_real.square().mean()
@@ -187,13 +198,14 @@ def critic_loss(
 
 
 def recognised(heads: Mapping[str, Tensor], kinds: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(heads["kind"], kinds)
+    return nn.functional.cross_entropy(heads["kind"], kinds) if heads else torch.tensor(0.0)
 
 
-def test_a_pair_learns_to_make_images_of_the_kind_that_is_asked() -> None:
+@pytest.mark.parametrize("by", ["heads", "projection"])
+def test_a_pair_learns_to_make_images_of_the_kind_that_is_asked(by: ConditionedBy) -> None:
     torch.manual_seed(0)
     conditions = Conditions((Condition("kind", "label", values=(0, 1)),))
-    made_of = GanSynthModel(kind="gansynth", channels=[8, 8], noise_dim=4)
+    made_of = GanSynthModel(kind="gansynth", channels=[8, 8], noise_dim=4, conditioned_by=by)
     g = ProgressiveGenerator(made_of, Shape(1, 8, 8), conditions)
     d = ProgressiveDiscriminator(made_of, Shape(1, 8, 8), conditions)
     by_g, by_d = (torch.optim.Adam(n.parameters(), 1e-2, betas=(0.0, 0.99)) for n in (g, d))
@@ -205,7 +217,7 @@ def test_a_pair_learns_to_make_images_of_the_kind_that_is_asked() -> None:
         real = d.at_level(toy_images(kinds, 0.2 + 0.4 * torch.rand(16)), level)
         noise = torch.randn(16, 4)
         made = g(noise, told, level)
-        loss = critic_loss(d, real, made.detach(), torch.rand(16), level)
+        loss = critic_loss(d, told, real, made.detach(), torch.rand(16), level)
         loss = loss + recognised(d(real, told, none, level).heads, kinds)
         by_d.zero_grad()
         loss.backward()

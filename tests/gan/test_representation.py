@@ -28,14 +28,17 @@ COMPLEX = ComplexImage(kind="complex", window=512, hop=128)
 COMPRESSED = ComplexImage(kind="complex", window=512, hop=128, power=0.5)
 FREQUENCY = InstantaneousFrequencyImage(kind="instantaneous_frequency", window=512, hop=128)
 MEL = InstantaneousFrequencyImage(kind="instantaneous_frequency", window=512, hop=128, num_mels=256)
-SPECTRAL = [LOG_MAGNITUDE, COMPLEX, COMPRESSED, FREQUENCY, MEL]
+PHASOR = FREQUENCY.model_copy(update={"advance": "phasor"})
+PHASOR_MEL = MEL.model_copy(update={"advance": "phasor", "range_db": 70.0})
+SPECTRAL = [LOG_MAGNITUDE, COMPLEX, COMPRESSED, FREQUENCY, MEL, PHASOR, PHASOR_MEL]
 ALL = [WAVEFORM, *SPECTRAL]
-EXACT = [WAVEFORM, COMPLEX, COMPRESSED, FREQUENCY]
+EXACT = [WAVEFORM, COMPLEX, COMPRESSED, FREQUENCY, PHASOR]
 
 
 def name(section: object) -> str:
     kind = str(getattr(section, "kind", "?"))
-    return kind + ("-mel" if getattr(section, "num_mels", None) else "") + f"-{getattr(section, 'power', '')}"
+    mel = "-mel" if getattr(section, "num_mels", None) else ""
+    return kind + mel + f"-{getattr(section, 'power', '')}{getattr(section, 'advance', '')}"
 
 
 def notes(num: int) -> tuple[Tensor, list[dict[str, object]]]:
@@ -78,15 +81,15 @@ def test_nothing_is_lost(section: object):
     if section is WAVEFORM:
         assert torch.equal(heard, NOTES)
     # Frequencies between frames lose the Nyquist frequency, where noise has 1 / 512 of its power.
-    assert si_sdr(heard, NOTES) > (45 if section is FREQUENCY else 80)
+    assert si_sdr(heard, NOTES) > (45 if section in (FREQUENCY, PHASOR) else 80)
     torch.testing.assert_close(heard.square().sum(1), NOTES.square().sum(1), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("section", [LOG_MAGNITUDE, MEL], ids=name)
+@pytest.mark.parametrize("section", [LOG_MAGNITUDE, MEL, PHASOR_MEL], ids=name)
 def test_what_comes_back_has_the_spectrum_and_the_pitch(section: object):
     made = fitted(section)
     heard = made.decode(made.encode(NOTES))
-    assert convergence(heard, NOTES) < (0.03 if section is MEL else 0.25)
+    assert convergence(heard, NOTES) < (0.25 if section is LOG_MAGNITUDE else 0.03)
     exact, _ = pitch_accuracy([clip[None] for clip in heard.numpy()], LABELS, RATE)  # type: ignore[arg-type]
     assert exact.value == 1.0
 
@@ -195,6 +198,46 @@ def test_a_tone_has_its_frequency():
     advance = 2 * 10 * 128 / RATE  # of half turns
     torch.testing.assert_close(
         other[0, 1, 31:34, 4:-4], torch.full_like(other[0, 1, 31:34, 4:-4], advance), atol=1e-3, rtol=0
+    )
+
+
+def test_phasors_of_a_tone_look_alike_wherever_it_lies():
+    """Of a partial so far from the middle of its bin, in whatever bin; angles do not."""
+    bin_hz = RATE / 512
+
+    def image(section: InstantaneousFrequencyImage, middle: int) -> Tensor:
+        """The five bins around a tone of 0.3 bins above `middle`."""
+        tone = torch.sin(2 * math.pi * (middle + 0.3) * bin_hz * torch.arange(NUM_SAMPLES) / RATE)[None]
+        made = make_representation(section, RATE, NUM_SAMPLES)
+        made.fit(tone)
+        return made.encode(tone)[0, :, middle - 2 : middle + 3, 4:-4]
+
+    low, high = image(PHASOR, 40), image(PHASOR, 83)
+    torch.testing.assert_close(low, high, atol=2e-3, rtol=0)
+    # A phase advances by 2 pi hop / window for each bin between the middle of a bin and the tone.
+    loud = low[:, 2]
+    torch.testing.assert_close(
+        torch.atan2(loud[2], loud[1]), torch.full_like(loud[0], 0.3 * math.pi / 2), atol=1e-2, rtol=0
+    )
+    assert (image(FREQUENCY, 40)[1] - image(FREQUENCY, 83)[1]).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("section", [PHASOR, PHASOR_MEL], ids=name)
+def test_phasors_are_as_long_as_magnitudes_are_loud(section: object):
+    levels, real, imaginary = fitted(section).encode(NOTES).unbind(1)
+    torch.testing.assert_close(torch.hypot(real, imaginary), (levels + 1) / 2, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("section", [FREQUENCY, PHASOR_MEL], ids=name)
+def test_what_is_below_the_range_looks_like_silence(section: InstantaneousFrequencyImage):
+    made = make_representation(section, RATE, NUM_SAMPLES)
+    made.fit(NOTES)
+    quiet = made.encode(NOTES * 10 ** (-section.range_db / 20))[:, 0]
+    # At the end of the range a magnitude is as large as what is added to it: 6 dB above nothing.
+    assert quiet.max() < -1 + 2 * 6.5 / section.range_db
+    assert (
+        made.encode(NOTES * 10 ** (-(section.range_db - 20) / 20))[:, 0].max()
+        > -1 + 2 * 15 / section.range_db
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tokkata.core import divergence
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.core.schema_gan import GAN_KINDS
@@ -18,6 +19,7 @@ from tokkata.gan.batches import REAL, STEP
 from tokkata.gan.gan_model import GanModel
 from tokkata.gan.generate import generate
 from tokkata.gan.load import load_gan
+from tokkata.gan.losses import Hinge
 from tokkata.gan.prepare import prepare
 from tokkata.gan.train import MODEL, GanStep, Judge, train_gan
 from tokkata.tests.gan.made_notes import RATE, write_notes
@@ -108,6 +110,22 @@ def test_the_losses_are_the_sum_of_what_the_log_says(gan_run, job_of):
         loss = phase.loss(job.modules, job.batch(0, range(4)))
         expected = sum(loss.metrics[name] for name in terms) + 3.0 * loss.metrics["pitch"]
         torch.testing.assert_close(loss.mean, expected)
+
+
+def test_a_game_whose_scores_have_run_away_ends_and_writes_no_more_checkpoints(gan_run, monkeypatch):
+    settings = {"steps": 60, "save_every": 5}
+    recipe = gan_run("specgan", model={"loss": {"kind": "hinge"}, "discriminator_steps": 1}, train=settings)
+    monkeypatch.setattr(Hinge, "ceiling", 1e-6)  # as if these scores were large
+    monkeypatch.setattr(divergence, "_PATIENCE", 20)
+    with pytest.raises(
+        UserError, match=r"'score_size' is .* lower train\.lr; the newest checkpoint from before"
+    ):
+        train_gan(recipe)
+    assert not list((recipe.folder / "checkpoints").glob("step-*"))
+    ended = curve(recipe)[-1]
+    assert ended["step"] == 19
+    real, made = abs(ended["discriminator/real"]), abs(ended["discriminator/made"])
+    assert ended["discriminator/score_size"] >= (real + made) / 2 - 1e-6
 
 
 @pytest.mark.parametrize(("kind", "more"), [("gansynth", FADE), ("wavegan", {"discriminator_steps": 3})])

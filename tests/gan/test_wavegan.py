@@ -120,7 +120,7 @@ def test_layers_change_sides_by_the_stride_whatever_the_kernel(kernel, stride, n
     shape = Shape(1, None, side) if num_sides == 1 else Shape(1, side, side)
     image = StridedGenerator(layers, 2, shape, Conditions())(torch.rand(1, 2), {}, 0.0)
     assert image.shape == (1, *shape.of())
-    discriminator = StridedDiscriminator(layers, shape, Conditions())
+    discriminator = StridedDiscriminator(layers, shape, Conditions(), "heads")
     assert discriminator(image, {}, torch.rand(1, 0), 0.0).scores[0].shape == (1,)
 
 
@@ -223,7 +223,7 @@ def test_new_networks_are_as_loud_whatever_their_width(num_sides):
         shape = Shape(1, None, 1024) if num_sides == 1 else Shape(1, 32, 32)
         generator = StridedGenerator(layers, 50, shape, Conditions())
         image = generator(noise_of(generator, 16), {}, 0.0).detach()
-        discriminator = StridedDiscriminator(layers, shape, Conditions())
+        discriminator = StridedDiscriminator(layers, shape, Conditions(), "heads")
         judged = discriminator.layers[0](image).square().mean()
         score = discriminator(image, {}, uniform(16, 0), 0.0).scores[0]
         assert score.isfinite().all()
