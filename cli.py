@@ -178,6 +178,12 @@ def tokenize(recipe_path: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def prepare(recipe_path: RecipePath, overrides: Overrides = None) -> None:
+    """Write what a recipe's training needs beside tokens, where it needs anything: a codec's audio, say."""
+    _run_one("prepare", recipe_path, overrides)
+
+
+@app.command()
 def train(recipe_path: RecipePath, overrides: Overrides = None) -> None:
     """Train the model of a recipe on its tokens, in this process."""
     _run_one("train", recipe_path, overrides)

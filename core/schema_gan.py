@@ -272,10 +272,12 @@ class GanSynthModel(ProgressiveSection):
 
 
 class DrumGanModel(ProgressiveSection):
-    """DrumGAN (arXiv:2008.12073): clips with asked features of timbre, as complex spectrograms."""
+    """DrumGAN (arXiv:2008.12073): clips with asked features of timbre, in the paper as complex spectra."""
 
     kind: Literal["drumgan"]
-    representation: ComplexImage = ComplexImage(kind="complex")
+    representation: Annotated[ComplexImage | InstantaneousFrequencyImage, Field(discriminator="kind")] = (
+        ComplexImage(kind="complex")
+    )
     """What is made."""
     noise_dim: PositiveInt = 128
     """Numbers that a clip is made of, normally distributed."""

@@ -197,6 +197,22 @@ def test_training_needs_tokens(tokkata, recipe):
     assert line == "train needs the output of tokenize, which has not run yet: run that first"
 
 
+def test_what_a_recipe_does_not_prepare(tokkata, recipe):
+    (line,) = sentences(tokkata("prepare", recipe))
+    assert line.startswith("a run with model 'transformer' has no stage 'prepare'")
+
+
+def test_preparing_needs_tokens(tokkata, tmp_path, write_recipe):
+    path = write_recipe(
+        tmp_path,
+        model={"kind": "darkgan"},
+        codec={"kind": "linear", "sample_rate_hz": 16000},
+        tokenize={"store": "latents"},
+    )
+    (line,) = sentences(tokkata("prepare", path))
+    assert line == "prepare needs the output of tokenize, which has not run yet: run that first"
+
+
 @pytest.mark.parametrize("stage", ["generate", "eval"])
 def test_each_stage_names_the_one_that_it_needs(tokkata, recipe, stage):
     (line,) = sentences(tokkata(stage, recipe))
