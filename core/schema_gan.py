@@ -114,8 +114,8 @@ class NonSaturatingLoss(Section):
     r1_weight: Weight = 0.0
     """Weight of the squared norm of the discriminator's gradient at real clips (arXiv:1801.04406, eq. 9)."""
     r1_every: PositiveInt = 1
-    """That term is computed in one of so many steps and weighs so many times as much there; above 1, steps
-    are up to a third cheaper on average (arXiv:1912.04958, sec. 4)."""
+    """That term, a good part of a step's cost, is computed in one of so many steps and weighs so many times
+    as much there (arXiv:1912.04958, sec. 3.1)."""
 
 
 class WassersteinLoss(Section):
@@ -135,8 +135,8 @@ class HingeLoss(Section):
     r1_weight: Weight = 0.0
     """Weight of the squared norm of the discriminator's gradient at real clips (arXiv:1801.04406, eq. 9)."""
     r1_every: PositiveInt = 1
-    """That term is computed in one of so many steps and weighs so many times as much there; above 1, steps
-    are up to a third cheaper on average (arXiv:1912.04958, sec. 4)."""
+    """That term, a good part of a step's cost, is computed in one of so many steps and weighs so many times
+    as much there (arXiv:1912.04958, sec. 3.1)."""
 
 
 GanLoss = Annotated[

@@ -31,7 +31,8 @@ _EPS = 1e-8
 class EqualConv2d(nn.Module):
     """A convolution whose weights are N(0, 1) and are multiplied by `gain / sqrt(fan_in)` when they are used.
 
-    The output has the input's size, but for frames if `pad_time` is False: `kernel[1] - 1` fewer then.
+    The output has the input's size, but for frames if `pad_time` is False: `kernel[1] - 1` fewer then. Beyond
+    an edge stand zeros or, with `extend`, what stands at the edge.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class EqualConv2d(nn.Module):
         kernel: tuple[int, int] = (3, 3),
         *,
         pad_time: bool = True,
+        extend: bool = False,
         gain: float = HE_GAIN,
     ) -> None:
         super().__init__()
@@ -48,10 +50,15 @@ class EqualConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.scale = gain / math.sqrt(in_channels * kernel[0] * kernel[1])
         self.padding = (kernel[0] // 2, kernel[1] // 2 if pad_time else 0)
+        self.extend = extend
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C_in, F, T]` to `[B, C_out, F, T]`."""
-        return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
+        if not self.extend:
+            return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
+        bins, frames = self.padding
+        x = F.pad(x, (frames, frames, bins, bins), mode="replicate")
+        return F.conv2d(x, self.weight * self.scale, self.bias)
 
 
 class EqualLinear(nn.Module):
@@ -100,9 +107,9 @@ def minibatch_deviation(x: Tensor, largest_group: int = 4) -> Tensor:
 class Convolutions(nn.Module):
     """Convolutions 3x3 from each of `widths` to the next, each with a leaky ReLU and perhaps pixel norm."""
 
-    def __init__(self, widths: Sequence[int], *, norm: bool) -> None:
+    def __init__(self, widths: Sequence[int], *, norm: bool, extend: bool = False) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EqualConv2d(a, b) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(EqualConv2d(a, b, extend=extend) for a, b in pairwise(widths))
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:

@@ -59,8 +59,8 @@ class ProgressiveGenerator(Generator):
         )
         self.levels = nn.ModuleList(
             [
-                Convolutions([widths[0], widths[0]], norm=True),
-                *(Convolutions([a, b, b], norm=True) for a, b in pairwise(widths)),
+                Convolutions([widths[0], widths[0]], norm=True, extend=True),
+                *(Convolutions([a, b, b], norm=True, extend=True) for a, b in pairwise(widths)),
             ]
         )
         self.to_image = nn.ModuleList(EqualConv2d(w, shape.channels, (1, 1), gain=1.0) for w in widths)

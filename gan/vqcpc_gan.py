@@ -79,11 +79,11 @@ class VqcpcGanGenerator(Generator):
         self.tokens = tokens_among(conditions)
         self.condition_vector = ConditionVector(conditions)
         width = self.noise_dim + self.condition_vector.dim + self.tokens.width
-        self.start = EqualConv2d(width, widths[0] * self.num_bins, (1, 3))
+        self.start = EqualConv2d(width, widths[0] * self.num_bins, (1, 3), extend=True)
         self.levels = nn.ModuleList(
             [
-                Convolutions([widths[0], widths[0]], norm=True),
-                *(Convolutions([a, b, b], norm=True) for a, b in pairwise(widths)),
+                Convolutions([widths[0], widths[0]], norm=True, extend=True),
+                *(Convolutions([a, b, b], norm=True, extend=True) for a, b in pairwise(widths)),
             ]
         )
         self.to_image = EqualConv2d(widths[-1], shape.channels, (1, 1), gain=1.0)

@@ -42,6 +42,19 @@ def test_an_equalised_convolution_without_padding_in_time_loses_frames() -> None
     torch.testing.assert_close(conv(x[..., 2:8]), conv(x)[..., 2:5])
 
 
+def test_an_extended_edge_is_like_what_lies_before_it() -> None:
+    """What comes of an image that is the same everywhere is so too; with zeros beyond the edges it is not."""
+    torch.manual_seed(0)
+    conv = EqualConv2d(2, 3, extend=True)
+    flat = random(1, 2, 1, 1).expand(1, 2, 6, 5)
+    y = conv(flat)
+    assert y.shape == (1, 3, 6, 5)
+    torch.testing.assert_close(y, y[:, :, 2:3, 2:3].expand_as(y))
+    conv.extend = False
+    assert (conv(flat)[:, :, 0] - y[:, :, 0]).abs().max() > 0.1
+    torch.testing.assert_close(conv(flat)[:, :, 1:-1, 1:-1], y[:, :, 1:-1, 1:-1])
+
+
 @given(seed=st.integers(0, 2**31), size=st.floats(1e-2, 1e3))
 @settings(deadline=None, max_examples=20)
 def test_pixel_norm_is_of_each_place_alone(seed: int, size: float) -> None:
