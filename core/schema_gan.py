@@ -173,11 +173,11 @@ class GanSection(Section):
     discriminator has to recognise."""
     conditioned_by: ConditionedBy = "heads"
     """How the discriminator makes the generator do what it is told. heads: it recognises what real clips are
-    told, and the generator has to be recognised (arXiv:1610.09585). projection: it judges a clip as one of
-    which that is true, so what recognises real clips and is satisfied by others does not last
-    (arXiv:1802.05637)."""
+    told, and the generator has to be recognised (arXiv:1610.09585). projection: of labels and tokens it
+    judges a clip as one of which they are true, so what recognises real clips and is satisfied by others does
+    not last (arXiv:1802.05637); numbers have heads."""
     head_weight: Weight = 10.0
-    """Weight of recognising what clips are told, beside the verdict; for heads."""
+    """Weight of heads, beside the verdict."""
     discriminator_steps: PositiveInt = 1
     """Steps of the discriminator for each of the generator. `train.steps` counts the discriminator's."""
     discriminator_lr: PositiveFloat | None = None

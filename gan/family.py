@@ -133,13 +133,18 @@ class ConditionVector(nn.Module):
         """The scores `[B]` and heads of a verdict, from scores of clips whatever they are told and what one
         layer of width `dim` says of them, `[B, dim]`.
 
-        That layer is the heads, or what it says of the values that a clip is told adds to its score. The
-        latter is the inner product of the clip's features and a vector for those values (arXiv:1802.05637,
-        eq. 3).
+        That layer is the heads; by projection it is so of numbers only, and what it says of the label that a
+        clip is told adds to the clip's score: the inner product of the clip's features and a vector for that
+        label (arXiv:1802.05637, eq. 3).
         """
+        heads = self._split(opinions)
         if by == "heads":
-            return score, self._split(opinions)
-        return score + (opinions * self(told, like=opinions)).sum(1), {}
+            return score, heads
+        asked = self._split(self(told, like=opinions))
+        for one in self.conditions:
+            if one.kind == "label":
+                score = score + (heads.pop(one.name) * asked[one.name]).sum(1)
+        return score, heads
 
     def _split(self, joined: Tensor) -> dict[str, Tensor]:
         parts = torch.split(joined, self.widths, dim=1)

@@ -83,22 +83,20 @@ def test_heads_do_not_hear_what_is_told(section: GanSection, shape: Shape) -> No
 
 
 @EVERY_FAMILY
-def test_projection_has_no_heads_and_adds_up_over_what_is_told(section: GanSection, shape: Shape) -> None:
-    """What a value adds to a score does not depend on the others, and hidden values add nothing."""
+def test_projection_adds_up_over_what_is_told_but_for_numbers(section: GanSection, shape: Shape) -> None:
+    """What a label or token adds to a score does not depend on the rest, and hidden ones add nothing."""
     network, conditions = discriminator(section, shape, "projection"), conditions_of(section)
 
     def score(pitch: int | None, depth: float | None, state: int | None = None) -> Tensor:
         found = verdict(network, shape, told(conditions, pitch, depth, state))
-        assert found.heads == {}
+        assert {name: head.shape for name, head in found.heads.items()} == {"depth": (3,)}
         return total(found)
 
     nothing = score(None, None)
     torch.testing.assert_close(
-        score(60, 1.0) - score(None, 1.0), score(60, None) - nothing, atol=1e-5, rtol=1e-4
+        score(60, None, 1) - score(None, None, 1), score(60, None) - nothing, atol=1e-5, rtol=1e-4
     )
-    torch.testing.assert_close(
-        score(None, 2.0) - nothing, 2 * (score(None, 1.0) - nothing), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(score(60, 2.0), score(60, 1.0))
     assert (score(60, None) - score(64, None)).abs().min() > 1e-4
     if section.kind == "vqcpc_gan":
         assert (score(None, None, 1) - score(None, None, 2)).abs().min() > 1e-4
@@ -120,7 +118,8 @@ def test_judged_of_a_vector_by_hand() -> None:
     opinions = torch.tensor([[1.0, 2.0, 3.0, 10.0]])
     given = CONDITIONS.encode({"pitch": [64], "depth": [1.0]})
     score, heads = vector.judged("projection", torch.tensor([0.5]), opinions, given)
-    assert (score.tolist(), heads) == ([0.5 + 3.0 + 0.5 * 10.0], {})
+    assert score.tolist() == [0.5 + 3.0]
+    assert {name: head.tolist() for name, head in heads.items()} == {"depth": [10.0]}
     score, heads = vector.judged("heads", torch.tensor([0.5]), opinions, given)
     assert score.tolist() == [0.5]
     assert {name: head.tolist() for name, head in heads.items()} == {
