@@ -276,6 +276,7 @@ class InstantaneousFrequency(Spectrogram):
         self.register_buffer("peak", torch.tensor(math.nan))
         self.spread: Tensor | None
         self.gather: Tensor | None
+        self.expected: Tensor
         self.peak: Tensor
 
     def _magnitudes(self, spectra: Tensor) -> Tensor:

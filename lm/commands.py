@@ -159,7 +159,7 @@ def generate_from_model(
     from ..tokenize.fast_codec import fast
     from ..tokenize.features.told import told_by_options
     from .clips import Clips, write_clips
-    from .decoder import Weights
+    from .decoders.decoder import Weights
     from .generate import Generator
     from .load import codec_of, load_lm
     from .prompt import encode_prompt

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..core.conditions import Conditions, Given, GivenConditions, hide_all, join
 from ..core.errors import UserError
 from ..core.label import Label
-from .decoder import Decoder, Draft, Weights
+from .decoders.decoder import Decoder, Draft, Weights
 from .language_model import LanguageModel, LMConfig
 from .sampling import Sampling, clip_noise
 

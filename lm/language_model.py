@@ -18,7 +18,7 @@ from ..core.conditions import GivenConditions
 from ..core.errors import UserError
 from ..core.model_config import ModelConfig
 from ..core.saved_model import SavedModel
-from .decoder import Prepared, Weights
+from .decoders.decoder import Prepared, Weights
 from .patterns import Pattern
 
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from ..core.conditioner import Conditioner
 from ..core.conditions import GivenConditions
-from .step_model import StepConfig, StepModel, StepPattern
-from .step_program import (
+from .decoders.step_program import (
     Buffer,
     Embed,
     GruCell,
@@ -26,6 +25,7 @@ from .step_program import (
     Program,
     whole,
 )
+from .step_model import StepConfig, StepModel, StepPattern
 
 Cell = Literal["gru", "lstm"]
 

@@ -25,11 +25,11 @@ from torch.utils._pytree import register_dataclass
 from ..core.conditioner import Conditioner
 from ..core.conditions import GivenConditions
 from ..core.errors import UserError
+from .decoders.step_program import Buffer, Clock, Embed, Initial, Linear, Operation, Place, Program, whole
 from .language_model import LMLoss
 from .ordered_classes import ordered_rows, with_noise
 from .rnn import Cell, cell_name, hidden_name, make_rnn, rnn_operations
 from .step_model import StepConfig, StepModel, token_loss
-from .step_program import Buffer, Clock, Embed, Initial, Linear, Operation, Place, Program, whole
 
 State = dict[str, Tensor]
 """What a chunk leaves to the next one, [B, …] each: `last` [B, F] int64, the samples before the next one; for

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ..core.conditions import Conditions, GivenConditions
 from ..core.errors import UserError
-from .decoder import Prepared, Weights
+from .decoders.decoder import Prepared, Weights
+from .decoders.step_decoder import prepare_program
+from .decoders.step_program import Initial, Program
 from .language_model import LanguageModel, LMConfig, LMLoss
 from .patterns import Pattern, make_pattern
-from .step_decoder import prepare_program
-from .step_program import Initial, Program
 
 StepPattern = Literal["delay", "parallel", "flatten"]
 

@@ -29,7 +29,7 @@ from ..core.conditioner import Conditioner, Fused
 from ..core.conditions import GivenConditions
 from ..core.rms_norm import RMSNorm
 from ..core.rotary import rotary_tables, rotate
-from .decoder import Prepared, Weights
+from .decoders.decoder import Prepared, Weights
 from .language_model import LanguageModel, LMLoss
 from .transformer_config import TransformerConfig
 
@@ -270,7 +270,7 @@ class TransformerLM(LanguageModel):
         Raises `UserError` if it cannot be had, is no MusicGen, or its tensors are not exactly those that its
         configuration asks for. `musicgen.to_musicgen` is the way back.
         """
-        from .musicgen import load_musicgen
+        from .musicgen.conversion import load_musicgen
 
         return load_musicgen(source, revision=revision, codec=codec, text_encoder=text_encoder)
 
@@ -377,7 +377,7 @@ class TransformerLM(LanguageModel):
 
     def prepare(self, weights: Weights = "fp32") -> Prepared:
         """See `transformer_decoder.py`."""
-        from .transformer_decoder import prepare_transformer
+        from .decoders.transformer_decoder import prepare_transformer
 
         return prepare_transformer(self, weights)
 

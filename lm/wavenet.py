@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from ..core.conditioner import Conditioner
 from ..core.conditions import Condition, Conditions, GivenConditions
 from ..core.errors import UserError
+from .decoders.step_program import Buffer, Clock, Embed, Initial, Linear, Operation, Place, Program, whole
 from .ordered_classes import ordered_rows, with_noise
 from .step_model import StepConfig, StepModel
-from .step_program import Buffer, Clock, Embed, Initial, Linear, Operation, Place, Program, whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from tokkata.core.schema_gan import GanSynthModel
 from tokkata.core.schema_models import WAVENET_PRESETS
 from tokkata.gan.gan_model import GanConfig, GanModel
 from tokkata.gan.generate import generate
-from tokkata.lm.decoder import Weights
+from tokkata.lm.decoders.decoder import Weights
 from tokkata.lm.generate import Generator
 from tokkata.lm.language_model import LanguageModel
 from tokkata.lm.wavenet import WaveNet, WaveNetConfig

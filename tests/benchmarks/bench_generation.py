@@ -30,7 +30,7 @@ from transformers import (
     T5Config,
 )
 
-from tokkata.lm.decoder import Weights
+from tokkata.lm.decoders.decoder import Weights
 from tokkata.lm.generate import Generator
 from tokkata.lm.sampling import Sampling
 from tokkata.lm.transformer import TransformerLM

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from tokkata.lm.transformer_kernel import Attend, KVBuffers, Linear, Step, Stored
+from tokkata.lm.decoders.transformer_kernel import Attend, KVBuffers, Linear, Step, Stored
 
 NUM_MATRICES, OUTPUTS, INPUTS = 48, 4096, 1024
 NUM_LAYERS, HEADS, HEAD_DIM = 24, 16, 64

@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tokkata.core.schema_models import WAVENET_PRESETS
-from tokkata.lm.decoder import Draft
+from tokkata.lm.decoders.decoder import Draft
+from tokkata.lm.decoders.step_decoder import prepare_program
+from tokkata.lm.decoders.step_program import Program
+from tokkata.lm.decoders.step_program_torch import TorchExecutor
 from tokkata.lm.samplernn import SampleRNN, SampleRNNConfig
 from tokkata.lm.sampling import Sampling
-from tokkata.lm.step_decoder import prepare_program
 from tokkata.lm.step_model import StepModel
-from tokkata.lm.step_program import Program
-from tokkata.lm.step_program_torch import TorchExecutor
 from tokkata.lm.wavenet import Layer, WaveNet, WaveNetConfig
 
 RATE = 16000

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tokkata.core.conditions import GivenConditions
 from tokkata.lm.batches import TokenBatches
-from tokkata.lm.decoder import Weights
-from tokkata.lm.kernel_decoder import PackedTransformer
+from tokkata.lm.decoders.decoder import Weights
+from tokkata.lm.decoders.kernel_decoder import PackedTransformer
 from tokkata.lm.transformer import TransformerLM
 from tokkata.tokenize.store import TokenStore
 

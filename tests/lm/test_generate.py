@@ -10,10 +10,10 @@ from torch import Tensor
 from tokkata.core.attention import attend
 from tokkata.core.conditions import Conditions, Given
 from tokkata.core.errors import UserError
+from tokkata.lm.decoders.transformer_decoder import PlainTransformer
 from tokkata.lm.generate import Generator, generate
 from tokkata.lm.sampling import Sampling, clip_noise, sample_tokens
 from tokkata.lm.transformer import TransformerConfig, TransformerLM
-from tokkata.lm.transformer_decoder import PlainTransformer
 from tokkata.tests.lm import tiny_lm
 from tokkata.tests.lm.tiny_lm import (
     CODEC,

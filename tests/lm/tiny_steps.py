@@ -14,12 +14,12 @@ from torch import Tensor
 
 from tokkata.core.conditions import Condition, Conditions, GivenConditions
 from tokkata.lm.causal_conv import CausalConvConfig, CausalConvLM
+from tokkata.lm.decoders.step_decoder import Executor, ProgramDecoder
+from tokkata.lm.decoders.step_program_native import NativeProgram
+from tokkata.lm.decoders.step_program_torch import GraphExecutor, TorchExecutor
 from tokkata.lm.rnn import RNNLM, RNNConfig
 from tokkata.lm.samplernn import SampleRNN, SampleRNNConfig
-from tokkata.lm.step_decoder import Executor, ProgramDecoder
 from tokkata.lm.step_model import StepModel
-from tokkata.lm.step_program_native import NativeProgram
-from tokkata.lm.step_program_torch import GraphExecutor, TorchExecutor
 from tokkata.lm.wavenet import WaveNet, WaveNetConfig
 
 Model = TypeVar("Model", bound=StepModel)

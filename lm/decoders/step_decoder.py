@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ..core.conditions import GivenConditions
-from ..core.errors import UserError
+from ...core.conditions import GivenConditions
+from ...core.errors import UserError
 from .decoder import Decoder, Draft, Prepared, Weights
 from .native import load_kernel
 from .step_program import Initial, Program

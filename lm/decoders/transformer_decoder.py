@@ -10,13 +10,13 @@ import copy
 import torch
 from torch import Tensor
 
-from ..core.conditions import GivenConditions
-from ..core.errors import UserError
+from ...core.conditions import GivenConditions
+from ...core.errors import UserError
+from ..transformer import KVCache, TransformerLM
 from .decoder import Decoder, Prepared, Weights
 from .graph_decoder import GraphTransformer
 from .kernel_decoder import PackedTransformer
 from .native import load_kernel
-from .transformer import KVCache, TransformerLM
 from .transformer_kernel import MAX_HEAD_DIM
 
 

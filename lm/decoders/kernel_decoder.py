@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..core.conditioner import Fused
-from ..core.conditions import GivenConditions
-from ..core.rms_norm import RMSNorm
-from ..core.rotary import rotary_tables
+from ...core.conditioner import Fused
+from ...core.conditions import GivenConditions
+from ...core.rms_norm import RMSNorm
+from ...core.rotary import rotary_tables
+from ..transformer import Block, KVCache, TransformerLM, sinusoids
 from .decoder import Decoder, Prepared, Weights
-from .transformer import Block, KVCache, TransformerLM, sinusoids
 from .transformer_kernel import Attend, KVBuffers, Linear, Norm, Operation, Step, Stored
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokkata.lm.decoder import Draft
+from tokkata.lm.decoders.decoder import Draft
+from tokkata.lm.decoders.transformer_decoder import PlainTransformer
 from tokkata.lm.sampling import Sampling
-from tokkata.lm.transformer_decoder import PlainTransformer
 from tokkata.tests.lm.tiny_lm import (
     EVERYTHING,
     PATTERNS,

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from tokkata.core.conditions import GivenConditions, select
 from tokkata.core.errors import UserError
-from tokkata.lm.decoder import Prepared, Weights
+from tokkata.lm.decoders.decoder import Prepared, Weights
+from tokkata.lm.decoders.kernel_decoder import PackedTransformer
+from tokkata.lm.decoders.transformer_decoder import PlainTransformer, prepare_transformer
 from tokkata.lm.generate import Generator
-from tokkata.lm.kernel_decoder import PackedTransformer
 from tokkata.lm.sampling import Sampling
 from tokkata.lm.transformer import TransformerLM
-from tokkata.lm.transformer_decoder import PlainTransformer, prepare_transformer
 from tokkata.tests.lm.tiny_lm import EVERYTHING, STYLES, K, V, some_of_everything, tiny
 
 
@@ -86,8 +86,8 @@ def test_weights_that_cannot_be_had_are_refused() -> None:
 
 
 def test_without_a_compiler_float32_is_the_plain_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokkata.lm.transformer_decoder.load_kernel", lambda name: None)
-    monkeypatch.setattr("tokkata.lm.transformer_kernel.load_kernel", lambda name: None)
+    monkeypatch.setattr("tokkata.lm.decoders.transformer_decoder.load_kernel", lambda name: None)
+    monkeypatch.setattr("tokkata.lm.decoders.transformer_kernel.load_kernel", lambda name: None)
     lm = tiny(EVERYTHING)
     assert isinstance(prepare_transformer(lm, "fp32"), PlainTransformer)
     plain, packed = compared(lm, "fp32", 2)

@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core.conditions import GivenConditions
-from .sampling import Sampling
+from ...core.conditions import GivenConditions
+from ..sampling import Sampling
 
 Weights = Literal["fp32", "bf16", "int8"]
 """Number format of the weights that generation reads; int8 has one scale for each output."""

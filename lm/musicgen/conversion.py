@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.conditions import Condition, Conditions
-from ..core.errors import UserError
-from ..tokenize.codec import CodecInfo, library_versions
-from ..tokenize.features.feature import FeatureInfo
-from ..tokenize.features.melody import NUM_CHROMA, Melody
-from .musicgen_source import MusicgenSource, musicgen_source
-from .transformer import TransformerConfig, TransformerLM, sinusoids
+from ...core.conditions import Condition, Conditions
+from ...core.errors import UserError
+from ...tokenize.codec import CodecInfo, library_versions
+from ...tokenize.features.feature import FeatureInfo
+from ...tokenize.features.melody import NUM_CHROMA, Melody
+from ..transformer import TransformerConfig, TransformerLM, sinusoids
+from .source import MusicgenSource, musicgen_source
 
 WINDOW_S = 30.0
 """Length of the clips that MusicGen was trained on (sec. 3.1), which it does not go beyond."""
@@ -268,6 +268,6 @@ def to_musicgen(lm: TransformerLM, text_encoder: Any = None, audio_encoder: Any 
     Raises `UserError` that names the option or condition which MusicGen does not have, and if an encoder is
     missing or does not fit.
     """
-    from .musicgen_export import export
+    from .export import export
 
     return export(lm, text_encoder, audio_encoder)

@@ -23,15 +23,15 @@ from transformers import (
 )
 from transformers.models.musicgen_melody.configuration_musicgen_melody import MusicgenMelodyDecoderConfig
 
-from ..core.conditions import Condition
-from ..core.errors import UserError
-from ..core.hub_model import find_hub_model, load_hub_model
-from ..tokenize.codec import CodecInfo, load_codec_from_info
-from ..tokenize.families.codec_encodec import HubEncodec
-from ..tokenize.families.codec_stereo import Stereo
-from ..tokenize.features.feature import FeatureInfo
-from .musicgen import musicgen_delays, tensor_parts
-from .transformer import TransformerConfig, TransformerLM
+from ...core.conditions import Condition
+from ...core.errors import UserError
+from ...core.hub_model import find_hub_model, load_hub_model
+from ...tokenize.codec import CodecInfo, load_codec_from_info
+from ...tokenize.families.codec_encodec import HubEncodec
+from ...tokenize.families.codec_stereo import Stereo
+from ...tokenize.features.feature import FeatureInfo
+from ..transformer import TransformerConfig, TransformerLM
+from .conversion import musicgen_delays, tensor_parts
 
 _GUIDANCE_SCALE = 3.0
 

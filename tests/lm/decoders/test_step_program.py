@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from tokkata.core.conditions import Conditions
 from tokkata.core.errors import UserError
-from tokkata.lm import native
-from tokkata.lm.decoder import Draft
+from tokkata.lm.decoders import native
+from tokkata.lm.decoders.decoder import Draft
+from tokkata.lm.decoders.step_decoder import ProgramDecoder, prepare_program
+from tokkata.lm.decoders.step_program import Buffer, Embed, Program, whole
+from tokkata.lm.decoders.step_program_native import NativeProgram
+from tokkata.lm.decoders.step_program_torch import GRAPH_STEPS, GraphExecutor
 from tokkata.lm.generate import Generator, generate
 from tokkata.lm.load import load_lm
 from tokkata.lm.sampling import Sampling, sample_tokens
-from tokkata.lm.step_decoder import ProgramDecoder, prepare_program
-from tokkata.lm.step_program import Buffer, Embed, Program, whole
-from tokkata.lm.step_program_native import NativeProgram
-from tokkata.lm.step_program_torch import GRAPH_STEPS, GraphExecutor
 from tokkata.tests.lm import tiny_steps
 from tokkata.tests.lm.tiny_lm import naive_greedy
 from tokkata.tests.lm.tiny_steps import EXECUTORS, FAMILIES, V, random_input, some

@@ -19,7 +19,7 @@ from tokkata.core.conditions import Condition, Conditions
 from tokkata.core.errors import UserError
 from tokkata.core.saved_model import read_config
 from tokkata.lm.generate import generate
-from tokkata.lm.musicgen import to_musicgen
+from tokkata.lm.musicgen.conversion import to_musicgen
 from tokkata.lm.transformer import TransformerConfig, TransformerLM, sinusoids
 from tokkata.tests.made_musicgen import (
     CHROMA_LENGTH,

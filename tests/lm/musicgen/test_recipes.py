@@ -13,14 +13,14 @@ from transformers import MusicgenForConditionalGeneration, T5Config, T5EncoderMo
 
 from tokkata.core.files import read_jsonl
 from tokkata.core.recipe import load_recipe
-from tokkata.lm.musicgen import to_musicgen
+from tokkata.lm.musicgen.conversion import to_musicgen
 from tokkata.lm.transformer import TransformerLM
 from tokkata.tests.made_corpora import write_noise
 from tokkata.tests.made_musicgen import made_musicgen, save_encodec
 from tokkata.tests.made_networks import save_t5
 from tokkata.tokenize.codec import load_codec
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 STAGES = ("tokenize", "train", "generate", "eval")
 
 SIZES = [

@@ -9,9 +9,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokkata.lm import transformer_kernel
-from tokkata.lm.native import load_kernel
-from tokkata.lm.transformer_kernel import Attend, KVBuffers, Linear, Norm, Step, Stored, run_with_torch
+from tokkata.lm.decoders import transformer_kernel
+from tokkata.lm.decoders.native import load_kernel
+from tokkata.lm.decoders.transformer_kernel import (
+    Attend,
+    KVBuffers,
+    Linear,
+    Norm,
+    Step,
+    Stored,
+    run_with_torch,
+)
 
 FORMATS = ("fp32", "bf16", "int8")
 

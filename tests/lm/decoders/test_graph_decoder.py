@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from tokkata.core.conditions import Condition, Conditions, GivenConditions
-from tokkata.lm import graph_decoder
+from tokkata.lm.decoders import graph_decoder
+from tokkata.lm.decoders.graph_decoder import GraphTransformer
+from tokkata.lm.decoders.transformer_decoder import PlainTransformer
 from tokkata.lm.generate import Generator
-from tokkata.lm.graph_decoder import GraphTransformer
 from tokkata.lm.sampling import Sampling
 from tokkata.lm.transformer import TransformerConfig, TransformerLM
-from tokkata.lm.transformer_decoder import PlainTransformer
 
 K, V = 3, 11
 CONDITIONS = Conditions(

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import MusicgenConfig, MusicgenDecoderConfig, MusicgenMelodyConfig
 from transformers.models.musicgen_melody.configuration_musicgen_melody import MusicgenMelodyDecoderConfig
 
-from ..core.errors import UserError
-from ..core.hub_cache import hub_snapshot
+from ...core.errors import UserError
+from ...core.hub_cache import hub_snapshot
 
 CONFIGS: dict[str, Any] = {
     config.model_type: config

@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.attention import Visible
-from ..core.conditioner import Fused
-from ..core.conditions import GivenConditions
-from ..core.rotary import rotary_tables
+from ...core.attention import Visible
+from ...core.conditioner import Fused
+from ...core.conditions import GivenConditions
+from ...core.rotary import rotary_tables
+from ..sampling import Sampling
+from ..transformer import KVCache, Surroundings, TransformerLM, sinusoids
 from .decoder import Decoder, Draft, Prepared
-from .sampling import Sampling
-from .transformer import KVCache, Surroundings, TransformerLM, sinusoids
 
 BUCKET = 256
 """Steps by which the part of the cache that attention looks at grows."""
