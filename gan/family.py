@@ -127,18 +127,26 @@ class ConditionVector(nn.Module):
         rows = torch.where(given.mask, given.values, HIDDEN)[:, 0]
         return nn.functional.one_hot(rows, condition.num_rows)[:, 1:].to(like)
 
-    def judged(
-        self, by: ConditionedBy, score: Tensor, opinions: Tensor, told: GivenConditions
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scores `[B]` and heads of a verdict, from scores of clips whatever they are told and what one
-        layer of width `dim` says of them, `[B, dim]`.
 
-        That layer is the heads; by projection it is so of numbers only, and what it says of the label that a
-        clip is told adds to the clip's score: the inner product of the clip's features and a vector for that
-        label (arXiv:1802.05637, eq. 3).
-        """
+class ConditionJudge(ConditionVector):
+    """What a discriminator makes of one layer's opinions on what clips are told.
+
+    That layer is its heads. By projection it is so for numbers only, and what it says of a label that a
+    clip is told adds to its score: the inner product of the clip's features and a vector for that label
+    (arXiv:1802.05637, eq. 3).
+    """
+
+    def __init__(self, conditions: Conditions, by: ConditionedBy) -> None:
+        super().__init__(conditions)
+        self.by = by
+
+    def verdict(
+        self, score: Tensor, opinions: Tensor, told: GivenConditions
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scores `[B]` and heads of a `Verdict`, from scores of clips whatever they are told and opinions
+        `[B, dim]`."""
         heads = self._split(opinions)
-        if by == "heads":
+        if self.by == "heads":
             return score, heads
         asked = self._split(self(told, like=opinions))
         for one in self.conditions:

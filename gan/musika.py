@@ -39,7 +39,7 @@ from ..core.conditions import Conditions, GivenConditions
 from ..core.errors import UserError
 from ..core.loop import step_seed
 from ..core.schema_gan import MusikaModel
-from .family import ConditionVector, Discriminator, Generator, Shape, Verdict
+from .family import ConditionJudge, ConditionVector, Discriminator, Generator, Shape, Verdict
 
 # Frames that a block of two convolutions, and a convolution alone, take from each side.
 _BLOCK_MARGIN, _CONV_MARGIN = 2, 1
@@ -323,9 +323,8 @@ class MusikaDiscriminator(Discriminator):
         for _ in self.halves:
             num_frames = -(-num_frames // 2)
         self.score = nn.Linear(widths[-1] * num_frames, 1)
-        self.told = ConditionVector(conditions)
-        self.conditioned_by = section.conditioned_by
-        self.opinions = nn.Linear(widths[-1], self.told.dim) if self.told.dim else None
+        self.of_told = ConditionJudge(conditions, section.conditioned_by)
+        self.opinions = nn.Linear(widths[-1], self.of_told.dim) if self.of_told.dim else None
         _he_initialise(self, negative_slope=0.2)
 
     def forward(self, image: Tensor, told: GivenConditions, draws: Tensor, level: float) -> Verdict:
@@ -337,7 +336,7 @@ class MusikaDiscriminator(Discriminator):
         score = self.score(x.flatten(1))[:, 0]
         if self.opinions is None:
             return Verdict([score])
-        score, heads = self.told.judged(self.conditioned_by, score, self.opinions(x.mean(2)), told)
+        score, heads = self.of_told.verdict(score, self.opinions(x.mean(2)), told)
         return Verdict([score], heads)
 
 

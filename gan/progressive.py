@@ -28,7 +28,7 @@ from .blocks import (
     pixel_norm,
     shrink,
 )
-from .family import ConditionVector, Discriminator, Generator, Shape, Verdict
+from .family import ConditionJudge, ConditionVector, Discriminator, Generator, Shape, Verdict
 
 
 def lowest_resolution(shape: Shape, num_levels: int) -> tuple[int, int]:
@@ -95,8 +95,7 @@ class ProgressiveDiscriminator(Discriminator):
         widths = section.channels
         self.num_levels = len(widths)
         self.lowest = lowest_resolution(shape, self.num_levels)
-        self.condition_vector = ConditionVector(conditions)
-        self.conditioned_by = section.conditioned_by
+        self.of_told = ConditionJudge(conditions, section.conditioned_by)
         self.from_image = nn.ModuleList(EqualConv2d(shape.channels, w, (1, 1)) for w in widths)
         self.levels = nn.ModuleList(
             [
@@ -105,7 +104,7 @@ class ProgressiveDiscriminator(Discriminator):
             ]
         )
         self.joined = EqualLinear(widths[0] * math.prod(self.lowest), widths[0])
-        self.opinions = EqualLinear(widths[0], 1 + self.condition_vector.dim, gain=1.0)
+        self.opinions = EqualLinear(widths[0], 1 + self.of_told.dim, gain=1.0)
 
     def forward(self, image: Tensor, told: GivenConditions, draws: Tensor, level: float) -> Verdict:
         """Scores `[B]` and heads for all labels and numbers; only layers run that this level shows."""
@@ -118,9 +117,7 @@ class ProgressiveDiscriminator(Discriminator):
                 x = fade(level, lambda: leaky(self.from_image[highest - 1](shrink(image))), x)
         x = self.levels[0](minibatch_deviation(x))
         opinions = self.opinions(leaky(self.joined(x.flatten(1))))
-        score, heads = self.condition_vector.judged(
-            self.conditioned_by, opinions[:, 0], opinions[:, 1:], told
-        )
+        score, heads = self.of_told.verdict(opinions[:, 0], opinions[:, 1:], told)
         return Verdict([score], heads)
 
     def at_level(self, image: Tensor, level: float) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..core.conditions import Conditions, GivenConditions
 from ..core.errors import UserError
 from ..core.schema_gan import ConditionedBy
-from .family import ConditionVector, Discriminator, Generator, Shape, Verdict
+from .family import ConditionJudge, ConditionVector, Discriminator, Generator, Shape, Verdict
 
 _SLOPE = 0.2  # of leaky ReLUs
 
@@ -130,9 +130,8 @@ class StridedDiscriminator(Discriminator):
         start = (layers.widths[-1], *layers.start(shape))
         widths = [shape.channels, *layers.widths]
         self.layers = nn.ModuleList(layers.conv(a, b) for a, b in pairwise(widths))
-        self.told = ConditionVector(conditions)
-        self.conditioned_by = by
-        self.end = nn.Linear(math.prod(start), 1 + self.told.dim)
+        self.of_told = ConditionJudge(conditions, by)
+        self.end = nn.Linear(math.prod(start), 1 + self.of_told.dim)
         _begin(self.end, math.prod(start), gain=1.0)
 
     def between(self, x: Tensor, draws: Tensor, layer: int) -> Tensor:
@@ -147,7 +146,7 @@ class StridedDiscriminator(Discriminator):
             if i < len(self.layers) - 1:
                 x = self.between(x, draws, i)
         opinions = self.end(x.flatten(1))
-        score, heads = self.told.judged(self.conditioned_by, opinions[:, 0], opinions[:, 1:], told)
+        score, heads = self.of_told.verdict(opinions[:, 0], opinions[:, 1:], told)
         return Verdict([score], heads)
 
 

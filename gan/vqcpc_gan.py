@@ -31,7 +31,7 @@ from .blocks import (
     pixel_norm,
     shrink,
 )
-from .family import ConditionVector, Discriminator, Generator, Shape, Verdict
+from .family import ConditionJudge, ConditionVector, Discriminator, Generator, Shape, Verdict
 
 
 def tokens_among(conditions: Conditions) -> Condition:
@@ -152,8 +152,7 @@ class GlobalDiscriminator(nn.Module):
     def __init__(self, section: VqcpcGanModel, shape: Shape, conditions: Conditions) -> None:
         super().__init__()
         widths = section.channels
-        self.condition_vector = ConditionVector(conditions)
-        self.conditioned_by = section.conditioned_by
+        self.of_told = ConditionJudge(conditions, section.conditioned_by)
         self.from_image = EqualConv2d(shape.channels, widths[-1], (1, 1))
         self.levels = nn.ModuleList(
             Convolutions([b, b, a], norm=False) for a, b in reversed(list(pairwise(widths)))
@@ -166,7 +165,7 @@ class GlobalDiscriminator(nn.Module):
         self.last = Convolutions([widths[0] + 1, widths[0]], norm=False)
         joined = widths[0] * lowest_bins(shape, len(widths)) * num_frames
         self.joined = EqualLinear(joined, widths[0])
-        self.opinions = EqualLinear(widths[0], 1 + self.condition_vector.dim, gain=1.0)
+        self.opinions = EqualLinear(widths[0], 1 + self.of_told.dim, gain=1.0)
 
     def forward(self, image: Tensor, told: GivenConditions) -> tuple[Tensor, dict[str, Tensor]]:
         """`[B, C, F, T]`, T as in training, to scores `[B]` and heads."""
@@ -175,7 +174,7 @@ class GlobalDiscriminator(nn.Module):
             x = shrink(level(x), factor)
         x = self.last(minibatch_deviation(x))
         opinions = self.opinions(leaky(self.joined(x.flatten(1))))
-        return self.condition_vector.judged(self.conditioned_by, opinions[:, 0], opinions[:, 1:], told)
+        return self.of_told.verdict(opinions[:, 0], opinions[:, 1:], told)
 
 
 class VqcpcGanDiscriminator(Discriminator):

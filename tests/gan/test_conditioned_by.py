@@ -16,7 +16,7 @@ from tokkata.core.schema_gan import (
     WaveGanModel,
 )
 from tokkata.gan.build import make_discriminator
-from tokkata.gan.family import ConditionVector, Discriminator, Shape, Verdict
+from tokkata.gan.family import ConditionJudge, Discriminator, Shape, Verdict
 
 PITCH = Condition("pitch", "label", values=(60, 62, 64))
 DEPTH = Condition("depth", "number", width=2, maximum=2.0)
@@ -113,15 +113,14 @@ def test_both_see_the_same_features(section: GanSection, shape: Shape) -> None:
     torch.testing.assert_close(added, heads["pitch"][:, 1], atol=1e-5, rtol=1e-4)
 
 
-def test_judged_of_a_vector_by_hand() -> None:
-    vector = ConditionVector(CONDITIONS)
-    opinions = torch.tensor([[1.0, 2.0, 3.0, 10.0]])
+def test_verdicts_by_hand() -> None:
+    opinions, score = torch.tensor([[1.0, 2.0, 3.0, 10.0]]), torch.tensor([0.5])
     given = CONDITIONS.encode({"pitch": [64], "depth": [1.0]})
-    score, heads = vector.judged("projection", torch.tensor([0.5]), opinions, given)
-    assert score.tolist() == [0.5 + 3.0]
+    found, heads = ConditionJudge(CONDITIONS, "projection").verdict(score, opinions, given)
+    assert found.tolist() == [0.5 + 3.0]
     assert {name: head.tolist() for name, head in heads.items()} == {"depth": [10.0]}
-    score, heads = vector.judged("heads", torch.tensor([0.5]), opinions, given)
-    assert score.tolist() == [0.5]
+    found, heads = ConditionJudge(CONDITIONS, "heads").verdict(score, opinions, given)
+    assert found.tolist() == [0.5]
     assert {name: head.tolist() for name, head in heads.items()} == {
         "pitch": [[1.0, 2.0, 3.0]],
         "depth": [10.0],
