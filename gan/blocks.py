@@ -54,11 +54,13 @@ class EqualConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C_in, F, T]` to `[B, C_out, F, T]`."""
+        # What comes out has the weight's memory format, and so has all that is made of it: convolutions and
+        # what stands between them are faster with channels last, on a CPU in bfloat16 most of all.
+        weight = (self.weight * self.scale).contiguous(memory_format=torch.channels_last)
         if not self.extend:
-            return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
+            return F.conv2d(x, weight, self.bias, padding=self.padding)
         bins, frames = self.padding
-        x = F.pad(x, (frames, frames, bins, bins), mode="replicate")
-        return F.conv2d(x, self.weight * self.scale, self.bias)
+        return F.conv2d(F.pad(x, (frames, frames, bins, bins), mode="replicate"), weight, self.bias)
 
 
 class EqualLinear(nn.Module):
