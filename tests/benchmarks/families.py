@@ -69,10 +69,10 @@ SYSTEMS: dict[str, tuple[str, list[str]]] = {
     "diffusion": ("quickstart-diffusion.yaml", ["train.steps=4500", "train.crop_s=1.024"]),
     "wavegan": ("notes-wavegan.yaml", []),
     "specgan": ("notes-specgan.yaml", []),
-    "gansynth": ("notes-gansynth.yaml", []),
-    "drumgan": ("notes-drumgan.yaml", []),
-    "darkgan": ("notes-darkgan.yaml", []),
-    "vqcpc-gan": ("notes-vqcpc-gan.yaml", []),
+    "gansynth": ("notes-gansynth.yaml", ["train.steps=2700"]),
+    "drumgan": ("notes-drumgan.yaml", ["train.steps=2700"]),
+    "darkgan": ("notes-darkgan.yaml", ["train.steps=2500"]),
+    "vqcpc-gan": ("notes-vqcpc-gan.yaml", ["train.steps=1800"]),
     "musika": ("notes-musika.yaml", []),
 }
 """By name: a recipe, and the settings that make it one of this comparison."""
