@@ -178,7 +178,7 @@ def test_a_pair_learns_to_follow_tokens_and_does_so_beyond_the_length_of_trainin
     def recognised(heads: dict[str, Tensor], tokens: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(heads["tokens"], tokens)
 
-    for _ in range(100):
+    for _ in range(150):
         tokens = torch.randint(2, (8, 4)).repeat_interleave(2, 1)
         real, made = shown(tokens), g(torch.randn(8, 2), spelled(tokens), 0.0)
         mixture = torch.lerp(made.detach(), real, torch.rand(8, 1, 1, 1)).requires_grad_()
