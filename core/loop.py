@@ -44,6 +44,11 @@ from .sharding import gather_whole, is_sharded, local_tensors, without_weights
 # After this many steps in a row without a finite gradient, going on only burns time.
 MAX_SKIPPED_IN_A_ROW = 50
 
+# Kept for as long as the process lives. Else the reducer of a wrapped module would be a group's last owner:
+# its end waits for Gloo's thread with the interpreter's lock in hand, while that thread may be waiting for the
+# lock to let go of a barrier's tensor: one of four processes has been seen to hang so, all its work done.
+_ended_groups: list[torch.distributed.ProcessGroup | None] = []
+
 
 @dataclass
 class StepResult:
@@ -238,6 +243,8 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
             accelerator.wait_for_everyone()
     finally:
         signal.signal(signal.SIGTERM, previous_handler)
+        if torch.distributed.is_initialized():
+            _ended_groups.append(torch.distributed.group.WORLD)
         accelerator.end_training()
 
 

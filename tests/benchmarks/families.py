@@ -58,8 +58,9 @@ SYSTEMS: dict[str, tuple[str, list[str]]] = {
         "nsynth-samplernn.yaml",
         [
             *_SAMPLES,
-            f"model={{kind: samplernn, dim: 256, embedding_dim: 64, {_TOLD}, input_noise: 2}}",
-            "train.steps=600",
+            "codec={kind: mulaw, sample_rate_hz: 16000}",
+            f"model={{kind: samplernn, dim: 256, embedding_dim: 64, {_TOLD}, input_noise: 4}}",
+            "train.steps=450",
             "train.batch_size=16",
             "train.crop_s=0.128",
             "train.schedule=cosine",
