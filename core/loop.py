@@ -45,8 +45,8 @@ from .sharding import gather_whole, is_sharded, local_tensors, without_weights
 MAX_SKIPPED_IN_A_ROW = 50
 
 # Kept for as long as the process lives. Else the reducer of a wrapped module would be a group's last owner:
-# its end waits for Gloo's thread with the interpreter's lock in hand, while that thread may be waiting for the
-# lock to let go of a barrier's tensor: one of four processes has been seen to hang so, all its work done.
+# its end waits for Gloo's thread with the interpreter's lock in hand, while that thread may be waiting for
+# it to let go of a barrier's tensor: one of four processes has been seen to hang so, all its work done.
 _ended_groups: list[torch.distributed.ProcessGroup | None] = []
 
 
