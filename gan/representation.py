@@ -260,7 +260,9 @@ class InstantaneousFrequency(Spectrogram):
 
     def __init__(self, section: InstantaneousFrequencyImage, sample_rate: int) -> None:
         super().__init__(section, sample_rate)
-        self.range_db, self.as_phasor = section.range_db, section.advance == "phasor"
+        self.as_phasor = section.advance == "phasor"
+        self.relative_offset = 10 ** (-section.range_db / 20)  # of the peak: what is added to a magnitude
+        self.span = math.log1p(1 / self.relative_offset)  # from silence to the loudest, in nepers
         self.num_channels = 3 if self.as_phasor else 2
         spread = None
         if section.num_mels is not None:
@@ -297,14 +299,11 @@ class InstantaneousFrequency(Spectrogram):
         self.peak.copy_(_peak([self._magnitudes(self.transform(part)[:, :-1]) for part in parts]))
 
     def _offset(self) -> Tensor:
-        return self.peak * 10 ** (-self.range_db / 20)
-
-    def _span(self) -> Tensor:
-        return ((self.peak + self._offset()) / self._offset()).log()
+        return self.peak * self.relative_offset
 
     def _image(self, spectra: Tensor) -> Tensor:
         spectra = spectra[:, :-1]
-        magnitudes = (self._magnitudes(spectra) / self._offset()).log1p() * (2.0 / self._span()) - 1.0
+        magnitudes = (self._magnitudes(spectra) / self._offset()).log1p() * (2.0 / self.span) - 1.0
         advances = self._advances(spectra)
         if not self.as_phasor:
             return torch.stack([magnitudes, advances / math.pi], 1)
@@ -312,7 +311,7 @@ class InstantaneousFrequency(Spectrogram):
         return torch.stack([magnitudes, shares * beyond.cos(), shares * beyond.sin()], 1)
 
     def _audio(self, image: Tensor) -> Tensor:
-        levels = (image[:, 0].clamp(-1.0, LOUDEST) + 1.0) * (self._span() / 2.0)
+        levels = (image[:, 0].clamp(-1.0, LOUDEST) + 1.0) * (self.span / 2.0)
         magnitudes = self._offset() * levels.expm1()
         if self.as_phasor:
             # Where both are 0, no angle has a gradient.

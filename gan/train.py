@@ -97,8 +97,8 @@ def train_gan(recipe: Recipe) -> None:
                     DISCRIMINATOR,
                     discriminator_optimizer,
                     step.discriminator_loss,
-                    watched=None if step.ceiling is None else SIZE,
-                    ceiling=step.ceiling,
+                    watched=None if step.game.ceiling is None else SIZE,
+                    ceiling=step.game.ceiling,
                 ),
                 Phase(
                     "generator",
@@ -144,12 +144,7 @@ class GanStep:
         self._conditions = model.config.conditions
         self._heads: Mapping[str, HeadKind] = model.config.heads
         self._num_levels = model.generator.num_levels
-        self._game = make_game(section.loss)
-
-    @property
-    def ceiling(self) -> float | None:
-        """What the mean size of scores has to stay below; see `Game`."""
-        return self._game.ceiling
+        self.game = make_game(section.loss)
 
     def level(self, step: int) -> float:
         """How far a growing network has grown: a function of the real clips seen before this step."""
@@ -160,7 +155,7 @@ class GanStep:
 
     def discriminator_loss(self, modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
         """Of real clips, clips that the generator makes, and what lies between them."""
-        game, told = self._game, from_batch(batch)
+        game, told = self.game, from_batch(batch)
         model = _bare(modules[MODEL])
         network = _bare(modules[DISCRIMINATOR]).network
         assert isinstance(model, GanModel)
@@ -204,7 +199,7 @@ class GanStep:
         with frozen(judge):
             verdict: Verdict = judge([made], told, batch[DRAWS], level)[0]
         heads = head_loss(self._conditions, self._heads, verdict.heads, told)
-        verdict_loss = self._game.generator(verdict.scores)
+        verdict_loss = self.game.generator(verdict.scores)
         terms = [verdict_loss, *(self._section.head_weight * one for one in heads.values())]
         return self._loss(terms, {"verdict": verdict_loss, **heads}, batch)
 

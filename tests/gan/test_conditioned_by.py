@@ -62,9 +62,8 @@ def discriminator(section: GanSection, shape: Shape, by: ConditionedBy) -> Discr
 def verdict(network: Discriminator, shape: Shape, given: GivenConditions) -> Verdict:
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(3, *shape.of(), generator=generator)
-    level = 1.0
     with torch.no_grad():
-        return network(image, given, torch.full((3, network.num_draws), 0.5), level)
+        return network(image, given, torch.full((3, network.num_draws), 0.5), 1.0)
 
 
 def total(of: Verdict) -> Tensor:
