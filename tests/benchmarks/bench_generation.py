@@ -5,7 +5,8 @@
 A MusicGen of the shape of `small` (24 layers of 1024, 16 heads, 4 codebooks of 2048, text of 768) with random
 weights is run by `transformers` and, imported, by Tokkata: greedily, after texts of one length, contestants
 in turn in every round. Printed are the medians of milliseconds a frame, and the ratios to `transformers` of
-the same round. What is done once is left out: reading weights into another format, and the first frames.
+the same round. What is done once is left out: reading weights into another format, and the first frames. On a
+GPU `transformers` runs in bfloat16 too, and ratios are to the same format.
 
 Then, for each number format alone: a frame at the end of 30 s beside one near the beginning, and how far it
 is from the least that it could take, the bytes of the weights and of the filled cache over the bandwidth
@@ -15,6 +16,7 @@ that this process reads memory with.
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import os
 import time
@@ -127,31 +129,37 @@ def bandwidth(device: torch.device) -> float:
 
 
 def compare(
-    model: MusicgenForConditionalGeneration,
+    models: dict[Weights, MusicgenForConditionalGeneration],
     generators: dict[Weights, Generator],
     rounds: int,
     frames: tuple[int, int],
 ) -> None:
-    """The table of ratios."""
+    """The table of ratios: to `transformers` in the same format, or in fp32 where it has no other."""
     few, many = frames
     print(
         f"milliseconds a frame over frames {few} to {many}, medians of {rounds} rounds; ratio to transformers"
     )
-    print(f"| {'':<16} | transformers | " + " | ".join(f"{name:>13}" for name in generators) + " |")
+    titles = [f"transformers {weights}" for weights in models]
+    print(f"| {'':<16} | " + " | ".join([*titles, *(f"{name:>14}" for name in generators)]) + " |")
     for name, (batch_size, scale) in SETTINGS.items():
-        contestants: dict[str, Callable[[int], object]] = {"transformers": theirs(model, batch_size, scale)}
+        contestants: dict[str, Callable[[int], object]] = {
+            title: theirs(model, batch_size, scale)
+            for title, model in zip(titles, models.values(), strict=True)
+        }
         contestants |= {w: ours(generator, batch_size, scale) for w, generator in generators.items()}
         for run in contestants.values():
-            run(2)
+            run(few)
+            run(many)
         taken: dict[str, list[float]] = {contestant: [] for contestant in contestants}
         for number in range(rounds):
             order = list(contestants)
             for contestant in order[number % len(order) :] + order[: number % len(order)]:
                 taken[contestant].append(ms_a_frame(contestants[contestant], few, many))
-        cells = [f"{median(taken['transformers']):>12.1f}"]
+        cells = [f"{median(taken[title]):.1f}".rjust(len(title)) for title in titles]
         for weights in generators:
-            ratios = [a / b for a, b in zip(taken["transformers"], taken[weights], strict=True)]
-            cells.append(f"{median(taken[weights]):.1f} ({median(ratios):.2f}×)".rjust(13))
+            peer = f"transformers {weights if weights in models else 'fp32'}"
+            ratios = [a / b for a, b in zip(taken[peer], taken[weights], strict=True)]
+            cells.append(f"{median(taken[weights]):.2f} ({median(ratios):.2f}×)".rjust(14))
         print(f"| {name:<16} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -172,7 +180,7 @@ def alone(
             found[at] = median(ms_a_frame(run, 4, 4 + num_frames) for _ in range(3))
             least[at] = bytes_a_step(lm, weights, at, 2)
         print(
-            f"| {weights} | {found[100]:.1f} | {found[1400]:.1f} | {found[1400] / found[100]:.2f} |"
+            f"| {weights} | {found[100]:.2f} | {found[1400]:.2f} | {found[1400] / found[100]:.2f} |"
             f" {least[1400] / 1e9:.2f} | {found[100] / (least[100] / read * 1e3):.2f} (100),"
             f" {found[1400] / (least[1400] / read * 1e3):.2f} (1400) |",
             flush=True,
@@ -225,10 +233,14 @@ def main() -> None:
         begin = time.perf_counter()
         generators[weights] = Generator(lm, weights=weights)
         print(f"{weights}: weights ready in {time.perf_counter() - begin:.1f} s")
-    rounds, frames = (1, (4, 20)) if args.quick else (args.rounds, (4, 36))
-    compare(model, generators, rounds, frames)
-    del model
-    alone(lm, generators, device, 8 if args.quick else 24)
+    is_gpu = device.type == "cuda"
+    models: dict[Weights, MusicgenForConditionalGeneration] = {"fp32": model}
+    if is_gpu:
+        models["bf16"] = copy.deepcopy(model).to(torch.bfloat16)
+    more = 100 if is_gpu else 16 if args.quick else 32
+    compare(models, generators, 1 if args.quick else args.rounds, (4, 4 + more))
+    del model, models
+    alone(lm, generators, device, 100 if is_gpu else 8 if args.quick else 24)
 
 
 if __name__ == "__main__":
