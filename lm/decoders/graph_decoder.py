@@ -178,7 +178,8 @@ class GraphDecoder(Decoder):
             self._position.copy_(position)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # A training's other threads may ask the device something meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._launch(draft, bucket, num_prepended)
         return graph
 

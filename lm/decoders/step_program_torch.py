@@ -25,8 +25,9 @@ from .step_program import (
     places_of,
 )
 
-GRAPH_STEPS = 64
-"""Steps in one CUDA graph, or the next multiple of the program's period."""
+GRAPH_STEPS = 16
+"""Steps in one CUDA graph, or the next multiple of the program's period: some thousand kernels, in which the
+launch of the graph itself is lost, and no more, because a clip waits for them to be captured."""
 
 
 class TorchExecutor:
@@ -146,7 +147,7 @@ class GraphExecutor(TorchExecutor):
         step = start
         while step < stop:
             fits = step >= predict_from and step % self._program.period == 0 and step + self._block <= stop
-            if fits and draft is not None and all_logits is None and self._device.type == "cuda":
+            if fits and draft is not None and all_logits is None and tokens.is_cuda:
                 self._replay(draft, step)
                 step += self._block
                 continue
@@ -165,11 +166,12 @@ class GraphExecutor(TorchExecutor):
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # libraries must have set themselves up before a capture
-                self._steps(draft, step)
+                self._steps(draft, step, self._program.period)
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._steps(draft, step)
+            # A training's other threads may ask the device something meanwhile.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._steps(draft, step, self._block)
             self._captured = draft
             for buffer, state in saved.items():
                 self._state[buffer].copy_(state)
@@ -178,8 +180,8 @@ class GraphExecutor(TorchExecutor):
         assert self._graph is not None
         self._graph.replay()
 
-    def _steps(self, draft: Draft, first: int) -> None:
-        for step in range(first, first + self._block):
+    def _steps(self, draft: Draft, first: int, num_steps: int) -> None:
+        for step in range(first, first + num_steps):
             self._advance(draft.tokens, step, draft, predicts=True)
 
     def _advance(self, tokens: Tensor, step: int, draft: Draft | None, predicts: bool) -> None:

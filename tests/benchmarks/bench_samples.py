@@ -2,15 +2,18 @@
 
     make bench                                             (all of it, three minutes)
     python tests/benchmarks/bench_samples.py --quick       (a third of that)
+    python tests/benchmarks/bench_samples.py --device cuda
 
 Models of the published sizes and the CPU-sized ones get random weights; nothing is downloaded. Contenders:
 
     full forward   the whole network over its receptive field for every sample (WaveNet without a cache)
     eager          the same cache and operations, one PyTorch call each; the fastest of the loops below
-    ours           what `generate` runs: blocks of samples in the compiled kernel, weights in fp32 or bf16
+    ours           what `generate` runs: blocks of samples in the compiled kernel, weights in fp32 or bf16; on
+                   a GPU graphs of some steps that are replayed, weights in fp32
 
 Every contender does a block of samples before any of them does the next, so that what else the machine does
-hits them alike. Printed are medians of the rounds, and medians of the ratios within a round.
+hits them alike. Printed are medians of the rounds, and medians of the ratios within a round; samples/s are
+those of all clips of a batch, and `a clip` those of each.
 """
 
 import argparse
@@ -27,7 +30,7 @@ from tokkata.core.schema_models import WAVENET_PRESETS
 from tokkata.lm.decoders.decoder import Draft
 from tokkata.lm.decoders.step_decoder import prepare_program
 from tokkata.lm.decoders.step_program import Program
-from tokkata.lm.decoders.step_program_torch import TorchExecutor
+from tokkata.lm.decoders.step_program_torch import GRAPH_STEPS, TorchExecutor
 from tokkata.lm.samplernn import SampleRNN, SampleRNNConfig
 from tokkata.lm.sampling import Sampling
 from tokkata.lm.step_model import StepModel
@@ -35,7 +38,11 @@ from tokkata.lm.wavenet import Layer, WaveNet, WaveNetConfig
 
 RATE = 16000
 CODEC = {"num_codebooks": 1, "codebook_size": 256, "frame_rate": float(RATE)}
-BATCH = 16
+BATCHES = (1, 16)
+MORE_BATCHES = (64, 256)
+"""On a GPU, for ours alone: a loop of PyTorch calls takes as long for any batch."""
+GPU_STEPS = 16384
+"""On a GPU, the most steps of a contender in all rounds: preparing one takes too long to do it twice."""
 CONSOLE = Console(width=130)
 
 
@@ -56,23 +63,29 @@ MODELS: dict[str, Callable[[], StepModel]] = {
 }
 
 
-def draft_of(batch_size: int, num_steps: int) -> Draft:
+def draft_of(batch_size: int, num_steps: int, device: torch.device) -> Draft:
     """Clips of which nothing is known."""
     return Draft(
-        tokens=torch.full((batch_size, 1, num_steps + 1), 256),
-        to_sample=torch.ones(batch_size, 1, num_steps, dtype=torch.bool),
-        noise=1 - torch.rand(batch_size, 1, num_steps),
+        tokens=torch.full((batch_size, 1, num_steps + 1), 256, device=device),
+        to_sample=torch.ones(batch_size, 1, num_steps, dtype=torch.bool, device=device),
+        noise=1 - torch.rand(batch_size, 1, num_steps, device=device),
         sampling=Sampling(),
     )
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 class Ours:
-    """Blocks of samples in the compiled kernel."""
+    """Blocks of samples in the compiled kernel, or as graphs."""
 
     def __init__(self, lm: StepModel, batch_size: int, weights: str, num_steps: int) -> None:
         prepared = prepare_program(lm, weights)  # type: ignore[arg-type]
         self.decoder = prepared.decoder({}, batch_size, num_steps)
-        self.draft = draft_of(batch_size, num_steps)
+        self.draft = draft_of(batch_size, num_steps, lm.device)
 
     def __call__(self, num_steps: int) -> None:
         start = self.decoder.num_seen
@@ -84,7 +97,7 @@ class EagerProgram:
 
     def __init__(self, program: Program, lm: StepModel, batch_size: int, num_steps: int) -> None:
         self.executor = TorchExecutor(program, batch_size, lm.initial_state({}, batch_size), lm.device)
-        self.draft = draft_of(batch_size, num_steps)
+        self.draft = draft_of(batch_size, num_steps, lm.device)
         self.step = 0
 
     def __call__(self, num_steps: int) -> None:
@@ -96,8 +109,8 @@ class EagerWaveNet:
     """A loop written by hand: ring buffers, no new tensors, two products for the taps of a kernel of 2."""
 
     def __init__(self, lm: WaveNet, batch_size: int, num_steps: int) -> None:
-        config = lm.config
-        self.draft = draft_of(batch_size, num_steps)
+        config, device = lm.config, lm.device
+        self.draft = draft_of(batch_size, num_steps, device)
         self.step = 0
         self.table = lm.table[:, 0]
         channels, gate = config.residual_channels, config.gate_channels
@@ -105,7 +118,8 @@ class EagerWaveNet:
         self.layers = []
         for layer, dilation in zip(lm.blocks, config.dilations, strict=True):
             assert isinstance(layer, Layer)
-            ring = torch.zeros((config.kernel_size - 1) * dilation + 1, batch_size, channels)
+            num_slots = (config.kernel_size - 1) * dilation + 1
+            ring = torch.zeros(num_slots, batch_size, channels, device=device)
             taps = [one.T.contiguous() for one in layer.taps.weight.split(channels, dim=1)]
             residual = layer.residual
             self.layers.append(
@@ -118,8 +132,8 @@ class EagerWaveNet:
                     None if residual is None else residual.bias,
                 )
             )
-        self.y = torch.zeros(batch_size, 2 * gate)
-        self.z = torch.zeros(batch_size, len(self.layers) * gate)
+        self.y = torch.zeros(batch_size, 2 * gate, device=device)
+        self.z = torch.zeros(batch_size, len(self.layers) * gate, device=device)
         self.skip = torch.cat([layer.skip.weight for layer in lm.blocks], dim=1).T.contiguous()  # type: ignore[union-attr]
         self.skip_bias = torch.stack([layer.skip.bias for layer in lm.blocks]).sum(0)  # type: ignore[union-attr]
         self.head = [(one.weight.T.contiguous(), one.bias) for one in lm.head]  # type: ignore[union-attr]
@@ -152,12 +166,12 @@ class FullForward:
 
     def __init__(self, lm: WaveNet) -> None:
         self.lm = lm
-        self.tokens = torch.randint(0, 256, (1, 1, lm.config.receptive_field))
+        self.tokens = torch.randint(0, 256, (1, 1, lm.config.receptive_field), device=lm.device)
 
     def __call__(self, num_steps: int) -> None:
         for _ in range(num_steps):
             logits = self.lm.logits(self.tokens)[:, 0, -1]
-            Sampling()(logits, torch.rand(1))
+            Sampling()(logits, torch.rand(1, device=logits.device))
 
 
 @dataclass
@@ -175,30 +189,40 @@ class Contender:
 
 def contenders_of(lm: StepModel, num_rounds: int, seconds: float) -> list[Contender]:
     """All that can be asked of a model, with blocks that take about `seconds` each."""
-    limit = 4_000_000 // (num_rounds + 2)
+    on_gpu = lm.device.type == "cuda"
+    program = lm.step_program()
+    # What is left over after the last whole graph would run step by step.
+    multiple = -(-GRAPH_STEPS // program.period) * program.period if on_gpu else 1
+    limit = ((GPU_STEPS if on_gpu else 4_000_000) // (num_rounds + 2)) // multiple * multiple
 
     def made(name: str, make: Callable[[int], Callable[[int], None]], batch_size: int) -> Contender:
-        trial = make(400)
-        trial(3)
+        unit = multiple if name.startswith("ours") else 1
+        warm_up, num_tried = (3, 2 if name == "full forward" else 20) if unit == 1 else (unit, 2 * unit)
+        trial = make(GPU_STEPS if on_gpu else 400)
+        trial(warm_up)
+        synchronise(lm.device)
         start = time.perf_counter()
-        trial(20 if name != "full forward" else 2)
-        each = (time.perf_counter() - start) / (20 if name != "full forward" else 2)
-        block = max(2, min(limit, round(seconds / each)))
-        return Contender(name, make((num_rounds + 1) * block), batch_size, block, [])
+        trial(num_tried)
+        synchronise(lm.device)
+        each = (time.perf_counter() - start) / num_tried
+        block = unit * max(1 if unit > 1 else 2, min(limit // unit, round(seconds / each / unit)))
+        # One that took its trial's steps is no other on a GPU, and has space for the rounds' still.
+        run = trial if on_gpu else make((num_rounds + 1) * block)
+        return Contender(name, run, batch_size, block, [])
 
     found = []
     if isinstance(lm, WaveNet):
         found.append(made("full forward", lambda _: FullForward(lm), 1))
-    program = lm.step_program()
-    for batch_size in (1, BATCH):
-        found.append(
-            made("eager", lambda n, b=batch_size: EagerProgram(program, lm, b, n), batch_size)  # type: ignore[misc]
-        )
-        if isinstance(lm, WaveNet):
+    for batch_size in BATCHES + (MORE_BATCHES if on_gpu else ()):
+        if batch_size in BATCHES:
+            found.append(
+                made("eager", lambda n, b=batch_size: EagerProgram(program, lm, b, n), batch_size)  # type: ignore[misc]
+            )
+        if isinstance(lm, WaveNet) and batch_size in BATCHES:
             found.append(
                 made("eager by hand", lambda n, b=batch_size: EagerWaveNet(lm, b, n), batch_size)  # type: ignore[misc]
             )
-        for weights in ("fp32", "bf16"):
+        for weights in ("fp32",) if on_gpu else ("fp32", "bf16"):
             found.append(
                 made(
                     f"ours, {weights}",
@@ -219,13 +243,24 @@ def bench(name: str, lm: StepModel, num_rounds: int, seconds: float) -> None:
     contenders = contenders_of(lm, num_rounds, seconds)
     for one in contenders:
         one.run(one.block)
+    synchronise(lm.device)
     for _ in range(num_rounds):
         for one in contenders:
             start = time.perf_counter()
             one.run(one.block)
+            synchronise(lm.device)
             one.speeds.append(one.batch_size * one.block / (time.perf_counter() - start))
     table = Table(title=f"{name}: {sum(p.numel() for p in lm.parameters()) / 1e6:.2f} M parameters")
-    for heading in ("", "batch", "samples/s", "× real time", "full forward", "fastest eager", "batch of 1"):
+    for heading in (
+        "",
+        "batch",
+        "samples/s",
+        "× real time",
+        "a clip",
+        "full forward",
+        "fastest eager",
+        "batch of 1",
+    ):
         table.add_column(heading, justify="left" if heading == "" else "right")
     by_key = {(one.name, one.batch_size): one.speeds for one in contenders}
     for one in contenders:
@@ -239,8 +274,9 @@ def bench(name: str, lm: StepModel, num_rounds: int, seconds: float) -> None:
             str(one.batch_size),
             f"{speed:,.0f}",
             f"{speed / RATE:.3g}",
+            f"{speed / one.batch_size:,.0f}",
             ratio(one.speeds, full) if is_ours and full else "",
-            ratio(one.speeds, fastest) if is_ours else "",
+            ratio(one.speeds, fastest) if is_ours and fastest else "",
             ratio(one.speeds, by_key[(one.name, 1)]) if is_ours and one.batch_size > 1 else "",
         )
     CONSOLE.print(table)
@@ -252,17 +288,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--models", nargs="*", choices=[*MODELS], default=[*MODELS])
     options = parser.parse_args()
+    on_gpu = options.device == "cuda"
     num_rounds, seconds = (3, 0.15) if options.quick else (5, 0.4)
+    if on_gpu:
+        num_rounds, seconds = 3, 0.04 if options.quick else 0.08
+    where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads"
     CONSOLE.print(
-        f"{torch.get_num_threads()} threads; real time is {RATE:,} samples/s; the last columns are how many"
-        " times as fast as these"
+        f"{where}; real time is {RATE:,} samples/s; the last columns are how many times as fast as these"
     )
     torch.manual_seed(0)
     with torch.inference_mode():
         for name in options.models:
-            bench(name, MODELS[name](), num_rounds, seconds)
+            bench(name, MODELS[name]().to(options.device), num_rounds, seconds)
 
 
 if __name__ == "__main__":

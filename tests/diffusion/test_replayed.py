@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokkata.core.conditions import GivenConditions
 from tokkata.diffusion import generate as module
@@ -24,6 +23,7 @@ from tokkata.diffusion.replayed import FEWEST_CALLS, Replayed
 from tokkata.diffusion.stable_audio_files import load_stable_audio
 from tokkata.tests.diffusion.test_stable_audio import some_given
 from tokkata.tests.diffusion.tiny_networks import NETWORKS, D, some_of, tiny
+from tokkata.tests.made_graphs import NothingOfTheHost, as_on_a_gpu
 from tokkata.tests.made_stable_audio import SHAPES, save_stable_audio_pipeline
 from tokkata.tokenize.codec import CodecInfo
 
@@ -31,30 +31,6 @@ Make = Callable[..., DiffusionModel]
 STEPS = FEWEST_CALLS + 2
 UNEVEN = Settings(steps=STEPS, cfg_scale=2.0, cfg_interval=(0.3, 0.8), cfg_rescale=0.5)
 """Some steps are guided, and some are not."""
-
-
-class NothingOfTheHost(TorchDispatchMode):
-    """Refuses what cannot be captured, as far as it shows without a GPU.
-
-    On the CPU numbers that become tensors, and tensors that become numbers, show; on `meta` tensors that are
-    made on the CPU and moved.
-    """
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        self._device = device
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.__name__.partition(".")[0]
-        assert name not in {"lift_fresh", "_local_scalar_dense", "nonzero"}, f"{name} needs the host"
-        if name in ("index", "index_put_"):
-            is_mask = any(one is not None and one.dtype == torch.bool for one in args[1])
-            assert not is_mask, f"{name} by a mask needs the host"
-        found = func(*args, **(kwargs or {}))
-        for one in torch.utils._pytree.tree_leaves(found):
-            at_home = not isinstance(one, Tensor) or one.device.type == self._device
-            assert at_home, f"{name} needs the host"
-        return found
 
 
 def network_config(name: str, latent_info: CodecInfo, objective: Flow | EDM) -> DiffusionConfig:
@@ -134,6 +110,16 @@ def test_clips_are_those_of_plain_passes(
     assert len(set(seen)) == 2, "each kind of pass has buffers that do not move"
     monkeypatch.setattr(module, "FEWEST_CALLS", STEPS + 1)
     assert torch.equal(found, generate(model, 22, conditions=told(model), settings=UNEVEN))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_captured_once_serves_every_step(
+    model_of: Make, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(name)
+    expected = generate(model, 22, conditions=told(model), settings=UNEVEN)
+    as_on_a_gpu(monkeypatch)
+    assert torch.equal(generate(model, 22, conditions=told(model), settings=UNEVEN), expected)
 
 
 def test_other_shapes_are_refused() -> None:

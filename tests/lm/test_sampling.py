@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokkata.core.errors import UserError
 from tokkata.lm.sampling import Sampling, clip_noise, guide, sample_tokens
+from tokkata.tests.made_graphs import NothingOfTheHost
 
 LOGITS = torch.tensor([2.0, 0.0, 1.0, -1.0, 1.5])
 
@@ -51,6 +52,15 @@ def test_noise_is_uniform_and_independent_between_clips_and_tokens() -> None:
     assert noise.unique().numel() > 0.99 * noise.numel()
     assert torch.equal(noise[7], clip_noise(0, 7, 10, 40))
     assert not torch.equal(clip_noise(1, 0, 1, 4), clip_noise(0, 1, 1, 4))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.0), Sampling(0.5, 3, 0.8, cfg_scale=2.0)])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_drawing_stays_on_the_device(sampling: Sampling, device: str) -> None:
+    logits, noise = torch.randn(4, 3, 5, device=device), torch.rand(4, 3, device=device)
+    with NothingOfTheHost(device):
+        tokens = sampling(logits, noise[:2] if sampling.is_guided else noise)
+    assert tokens.shape == (2 if sampling.is_guided else 4, 3)
 
 
 def test_impossible_tokens_are_never_drawn() -> None:

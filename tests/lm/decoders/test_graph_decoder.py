@@ -5,11 +5,13 @@ import torch
 
 from tokkata.core.conditions import Condition, Conditions, GivenConditions
 from tokkata.lm.decoders import graph_decoder
+from tokkata.lm.decoders.decoder import Draft
 from tokkata.lm.decoders.graph_decoder import GraphTransformer
 from tokkata.lm.decoders.transformer_decoder import PlainTransformer
 from tokkata.lm.generate import Generator
 from tokkata.lm.sampling import Sampling
 from tokkata.lm.transformer import TransformerConfig, TransformerLM
+from tokkata.tests.made_graphs import NothingOfTheHost, as_on_a_gpu
 
 K, V = 3, 11
 CONDITIONS = Conditions(
@@ -68,6 +70,40 @@ def test_the_step_is_that_of_the_plain_decoder(
     prompt = [torch.randint(0, V, (K, n), generator=torch.Generator().manual_seed(n)) for n in (3, 5)]
     settings = {"conditions": given(), "sampling": sampling, "prompt": prompt}
     assert torch.equal(graphed.generate(12, **settings), plain.generate(12, **settings))
+
+
+@pytest.mark.parametrize("shape", MODELS)
+def test_what_is_captured_once_serves_every_step(
+    shape: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_decoder, "BUCKET", 8)
+    graphed, plain = both(tiny(**shape))
+    settings = {"sampling": Sampling(top_k=5, cfg_scale=2.0)}
+    expected = [plain.generate(12, conditions=given(seed), seed=seed, **settings) for seed in range(2)]
+    as_on_a_gpu(monkeypatch)
+    for seed in range(2):  # the second time by the graphs of the first
+        assert torch.equal(
+            graphed.generate(12, conditions=given(seed), seed=seed, **settings), expected[seed]
+        )
+
+
+@pytest.mark.parametrize("shape", MODELS)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_captured_step_neither_reads_from_the_device_nor_brings_anything_to_it(
+    shape: dict[str, object], device: str
+) -> None:
+    lm = tiny(device, **shape)
+    told = {name: one.to(torch.device(device)) for name, one in given().items()}
+    draft = Draft(
+        torch.full((1, K, 9), V, device=device),
+        torch.ones(1, K, 8, dtype=torch.bool, device=device),
+        torch.rand(1, K, 8, device=device),
+        Sampling(0.9, 7, 0.8, cfg_scale=2.0),
+    )
+    with torch.inference_mode():
+        decoder = GraphTransformer(lm).decoder(told, 2, 8)
+        with NothingOfTheHost(device):
+            decoder._launch(draft, 16, 5)  # type: ignore[attr-defined]
 
 
 def test_clips_of_one_model_may_be_generated_at_once() -> None:

@@ -24,6 +24,7 @@ from tokkata.lm.sampling import Sampling, sample_tokens
 from tokkata.tests.lm import tiny_steps
 from tokkata.tests.lm.tiny_lm import naive_greedy
 from tokkata.tests.lm.tiny_steps import EXECUTORS, FAMILIES, V, random_input, some
+from tokkata.tests.made_graphs import NothingOfTheHost, as_on_a_gpu
 
 WIDE = {"residual_channels": 64, "gate_channels": 80, "skip_channels": 400}
 
@@ -215,6 +216,44 @@ def test_a_saved_model_is_the_same(family, tmp_path):
     tokens, given = random_input(lm), some(lm)
     with torch.no_grad():
         assert torch.equal(again.logits(tokens, given), lm.logits(tokens, given))
+
+
+def some_draft(lm, batch_size, num_steps, sampling, device="cpu"):
+    """One token in five is known."""
+    shape = batch_size, lm.config.num_codebooks, num_steps
+    rng = torch.Generator().manual_seed(5)
+    tokens = torch.cat([torch.full((*shape[:2], 1), V), torch.randint(0, V, shape, generator=rng)], dim=2)
+    to_sample, noise = torch.rand(shape, generator=rng) < 0.8, 1 - torch.rand(shape, generator=rng)
+    return Draft(*(one.to(device) for one in (tokens, to_sample, noise)), sampling)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_graphs_make_the_tokens_of_single_steps(family, monkeypatch):
+    lm = FAMILIES[family]()
+    num_steps, given, replays = 3 * GRAPH_STEPS + 5, some(lm), []
+    single, replayed = (some_draft(lm, 4, num_steps, Sampling(top_k=9)) for _ in range(2))
+    replay = GraphExecutor._replay
+    monkeypatch.setattr(GraphExecutor, "_replay", lambda self, *a: replays.append(a) or replay(self, *a))
+    with torch.inference_mode():
+        tiny_steps.decoder(lm, "torch", given, 4).run(single, 3, num_steps)
+        as_on_a_gpu(monkeypatch)
+        decoder = tiny_steps.decoder(lm, "graph", given, 4)
+        decoder.run(replayed, 3, num_steps - 7)
+        decoder.run(replayed, num_steps - 7, num_steps)
+    assert len(replays) == 2
+    assert torch.equal(replayed.tokens, single.tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_captured_step_neither_reads_from_the_device_nor_brings_anything_to_it(family, device):
+    lm = FAMILIES[family]().to(device)
+    given = {name: one.to(device) for name, one in some(lm).items()}
+    draft = some_draft(lm, 2, 9, Sampling(0.9, 7, 0.8, cfg_scale=2.0), device)
+    with torch.inference_mode():
+        executor = tiny_steps.decoder(lm, "graph", given, 4)._executor
+        with NothingOfTheHost(device):
+            executor._steps(draft, 0, 9)
 
 
 @pytest.mark.gpu
