@@ -10,12 +10,15 @@ medians of milliseconds, and the median over rounds of the ratio:
 - guidance: two passes of one clip beside one pass of a batch of two, with ours.
 - a training step: forward, backward and AdamW as `diffusers`' training scripts make it, and as our loop does
   (fused); ours computes its conditions anew.
+- sampling (on a GPU): a whole clip of 50 guided steps, one pass after another beside one graph of the pass
+  that is captured anew for the clip and replayed. The difference is the largest between the two clips.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,11 +32,19 @@ from diffusers.pipelines.stable_audio.modeling_stable_audio import StableAudioPr
 from torch import Tensor
 
 from tokkata.core.conditions import Condition, Conditions, Given, GivenConditions, join
+from tokkata.diffusion import generate as sampling
+from tokkata.diffusion.diffusion_model import DiffusionConfig, DiffusionModel
+from tokkata.diffusion.dit import DiTConfig
+from tokkata.diffusion.network import NetworkConfig
+from tokkata.diffusion.objective import Flow, Objective, Velocity
 from tokkata.diffusion.packed_linears import packed_linears
 from tokkata.diffusion.stable_audio import TIMINGS, StableAudio, StableAudioConfig
 from tokkata.diffusion.stable_audio_layout import from_diffusers
+from tokkata.tokenize.codec import CodecInfo
 
 WIDTH, TEXT_LENGTH, LATENT_DIM = 768, 128, 64
+HOP_LENGTH = 320
+"""Samples a frame; only a clip's length in seconds depends on it."""
 
 Run = Callable[[], Any]
 
@@ -166,6 +177,60 @@ def line(what: str, names: Sequence[str], times: Sequence[Sequence[float]]) -> s
     return f"  {what:9} " + ", ".join(parts)
 
 
+def diffusion_config(network: NetworkConfig, objective: Objective) -> DiffusionConfig:
+    """With a codec that says how long a frame is, and no more."""
+    info = CodecInfo(
+        id="none",
+        revision=None,
+        sample_rate=16000,
+        channels=1,
+        hop_length=HOP_LENGTH,
+        frame_rate=16000 / HOP_LENGTH,
+        num_codebooks=0,
+        codebook_size=0,
+        latent_dim=network.latent_dim,
+        versions={},
+    )
+    return DiffusionConfig(network=network, objective=objective, codec=dataclasses.asdict(info))
+
+
+def bench_sampling(model: DiffusionModel, given: sampling.Inputs, device: str, rounds: int) -> None:
+    """Print the line of a clip as long as the model's longest."""
+    settings = sampling.Settings(steps=50, cfg_scale=3.0)
+    clips: dict[str, Tensor] = {}
+
+    def graph() -> None:
+        clips["graph"] = sampling.generate(
+            model, model.network.max_frames, conditions=given, settings=settings
+        )
+
+    def passes() -> None:
+        before = sampling.FEWEST_CALLS
+        sampling.FEWEST_CALLS = 1_000_000
+        graph()
+        sampling.FEWEST_CALLS = before
+        clips["passes"] = clips["graph"]
+
+    times = measure([passes, graph], rounds, device)
+    difference = float((clips["passes"] - clips["graph"]).abs().max())
+    print(line("sampling", ["passes", "graph"], times) + f", off by {difference:.0e}", flush=True)
+
+
+def bench_small_sampling(device: str, rounds: int) -> None:
+    """Print the same of the quickstart's network."""
+    torch.manual_seed(0)
+    labels = Conditions((Condition("pitch", "label", values=tuple(range(48, 61))),))
+    shape = DiTConfig(
+        latent_dim=32, in_dim=32, max_frames=100, dim=192, num_layers=4, num_heads=4, conditions=labels
+    )
+    model = DiffusionModel(diffusion_config(shape, Flow())).to(device)
+    with torch.no_grad():
+        for parameter in model.parameters():  # an untrained one predicts 0
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    print(f"{shape.num_layers} layers, {shape.dim} wide, {shape.max_frames} frames, as in the quickstart")
+    bench_sampling(model, {"pitch": [60]}, device, rounds)
+
+
 def bench(size: Size, device: str, rounds: int) -> None:
     """Print the lines of one size."""
     pair = make(size, device)
@@ -190,6 +255,10 @@ def bench(size: Size, device: str, rounds: int) -> None:
             with packed_linears(network):
                 print(line("step", ["diffusers", "ours, packed"], measure(packed, rounds, device)))
         print(line("guidance", ["two passes", "one batch"], measure(guided, rounds, device)), flush=True)
+    if device == "cuda":
+        model = DiffusionModel(diffusion_config(network.config, Velocity(sigma_min=0.3, sigma_max=500.0)))
+        model.network = network
+        bench_sampling(model.to(device), pair.given, device, max(2, rounds // 2))
     pair.theirs.train()
     network.train()
     steps = [
@@ -211,11 +280,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the smaller sizes and few rounds")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()
-    with contextlib.suppress(RuntimeError):
-        torch.set_num_threads(2)
+    on_gpu = args.device == "cuda"
+    if not on_gpu:
+        with contextlib.suppress(RuntimeError):
+            torch.set_num_threads(2)
+    few = args.quick or on_gpu
     for size in SIZES[:4] if args.quick else SIZES:
         large = size.num_heads * size.num_layers * size.num_frames > 20000
-        bench(size, args.device, 4 if large else (10 if args.quick else 20))
+        bench(size, args.device, 4 if large else (10 if few else 20))
+    if on_gpu:
+        bench_small_sampling(args.device, 10)
 
 
 if __name__ == "__main__":

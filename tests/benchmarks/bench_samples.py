@@ -300,9 +300,10 @@ def main() -> None:
         f"{where}; real time is {RATE:,} samples/s; the last columns are how many times as fast as these"
     )
     torch.manual_seed(0)
-    with torch.inference_mode():
-        for name in options.models:
-            bench(name, MODELS[name]().to(options.device), num_rounds, seconds)
+    for name in options.models:
+        lm = MODELS[name]().to(options.device)
+        with torch.inference_mode():
+            bench(name, lm, num_rounds, seconds)
 
 
 if __name__ == "__main__":
