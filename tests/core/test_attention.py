@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokkata.core import attention as module
-from tokkata.core.attention import SeenKeys, Visible, attend, attend_memory, usable_backend
+from tokkata.core.attention import (
+    Backend,
+    SeenKeys,
+    Visible,
+    attend,
+    attend_memory,
+    usable_backend,
+)
 
 CPU = torch.device("cpu")
 
@@ -171,3 +178,31 @@ def test_flex_attention_gives_the_same(visible: Visible | SeenKeys | None) -> No
     with torch.no_grad():
         found = attend(q, k, v, visible, "flex")
     torch.testing.assert_close(found, attend(q, k, v, visible), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["flex", "xformers"])
+def test_other_libraries_give_the_same_on_a_gpu(backend: Backend, dtype: torch.dtype) -> None:
+    device, num_steps = torch.device("cuda"), 150
+    if usable_backend(backend, device, 64) != backend:
+        pytest.skip(f"{backend} cannot be used here")
+    torch._dynamo.reset()
+    lengths = torch.tensor([[num_steps], [91]], device=device)
+    clips = (torch.arange(num_steps, device=device) >= lengths - 40).long()
+    masks = {
+        "causal": Visible(num_steps),
+        "clips": Visible(num_steps, clips=clips),
+        "padding": SeenKeys(torch.arange(num_steps, device=device) < lengths),
+    }
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 4, num_steps, 64, generator=generator).to(device, dtype)
+    k, v = torch.randn(2, 2, 2, num_steps, 64, generator=generator).to(device, dtype)
+    tolerance = 2e-3 if dtype == torch.float32 else 3e-2  # products in TF32 are as good as exact
+    for name, visible in masks.items():
+        with torch.no_grad():
+            found, expected = attend(q, k, v, visible, backend), attend(q, k, v, visible)
+        torch.testing.assert_close(
+            found, expected, atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
