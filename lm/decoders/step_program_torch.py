@@ -82,9 +82,9 @@ class TorchExecutor:
                     rows = rows + self._read(operation.add, step)
                 self._write(operation.out, step, rows)
             case Linear():
-                sources = [self._read(source, step) for source in operation.sources]
                 add = None if operation.add is None else self._read(operation.add, step)
-                self._write(operation.out, step, linear(operation, sources, add))
+                x = self._joined(operation.sources, step)
+                self._write(operation.out, step, linear(operation, x, add))
             case GruCell():
                 places = operation.hidden, operation.inputs, operation.recurrent
                 self._write(operation.hidden, step, gru_cell(*(self._read(place, step) for place in places)))
@@ -97,6 +97,11 @@ class TorchExecutor:
         """[B, K, taps], the newest first, special ones before the beginning."""
         found = tokens[:, :, max(0, step - taps + 1) : step + 1].flip(2)
         return F.pad(found, (0, taps - found.shape[2]), value=self._program.codebook_size)
+
+    def _joined(self, sources: tuple[Place, ...], step: int) -> Tensor:
+        """[R, sum of the sources' widths]."""
+        found = [self._read(source, step) for source in sources]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     def _read(self, place: Place, step: int) -> Tensor:
         state = self._state[place.buffer]
@@ -124,6 +129,12 @@ class GraphExecutor(TorchExecutor):
         clocks = list(dict.fromkeys(clock for place in places for clock in (place.slot, place.part)))
         self._column = {clock: i for i, clock in enumerate(clocks)}
         counts = {place.slot: len(self._state[place.buffer]) for place in places}
+        # The taps of a convolution stand in one buffer: clocks side by side select them all at once.
+        self._taps: dict[tuple[Place, ...], int] = {}
+        for operation in program.operations:
+            if isinstance(operation, Linear) and _are_slots_of_one(operation.sources):
+                self._taps[operation.sources] = len(clocks)
+                clocks += [source.slot for source in operation.sources]
         numbers = [(c.mul, c.div, c.shift, c.count or counts[c], bool(c.count)) for c in clocks] or [
             (1, 1, 0, 1, True)
         ]
@@ -204,6 +215,14 @@ class GraphExecutor(TorchExecutor):
         found = tokens.index_select(2, positions.clamp(min=0))
         return torch.where(positions < 0, self._program.codebook_size, found)
 
+    def _joined(self, sources: tuple[Place, ...], step: int) -> Tensor:
+        if sources not in self._taps:
+            return super()._joined(sources, step)
+        assert self._now is not None
+        first = self._taps[sources]
+        slots = self._now[first : first + len(sources)]
+        return self._state[sources[0].buffer].index_select(0, slots).transpose(0, 1).flatten(1)
+
     def _number(self, clock: Clock) -> Tensor:
         assert self._now is not None
         column = self._column[clock]
@@ -232,6 +251,13 @@ def _moves(place: Place) -> bool:
     return place.slot.count != 1 or place.part.count != 1
 
 
+def _are_slots_of_one(places: tuple[Place, ...]) -> bool:
+    """Whether these are several whole slots of a buffer, at places that move."""
+    buffers = {place.buffer for place in places}
+    whole = all(place.width == place.buffer.width and place.part.count == 1 for place in places)
+    return len(places) > 1 and len(buffers) == 1 and whole and all(map(_moves, places))
+
+
 def _moving_places(program: Program) -> Iterator[Place]:
     for operation in program.operations:
         yield from (place for place in places_of(operation) if _moves(place))
@@ -248,15 +274,14 @@ def embed(operation: Embed, tokens: Tensor) -> Tensor:
     return rows.flip(1).flatten(1) if operation.joined else rows.sum(1)
 
 
-def linear(operation: Linear, sources: list[Tensor], add: Tensor | None) -> Tensor:
-    """What the operation writes, of sources [R, width] each."""
-    x = sources[0] if len(sources) == 1 else torch.cat(sources, dim=1)
+def linear(operation: Linear, x: Tensor, add: Tensor | None) -> Tensor:
+    """What the operation writes, of its sources [R, inputs]."""
     y = F.linear(x, operation.weight, operation.bias)
     if add is not None:
         y = y + add
     if operation.activation == "gated":
-        value, gate = y.chunk(2, dim=1)
-        return torch.tanh(value) * torch.sigmoid(gate)
+        y[:, : y.shape[1] // 2].tanh_()
+        return F.glu(y, dim=1)
     activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": torch.tanh}
     return activations[operation.activation](y) if operation.activation in activations else y
 
