@@ -233,7 +233,9 @@ class _Guided:
 
     def __call__(self, x: Tensor, time: Tensor) -> Denoised:
         inputs = self._inputs(x)
-        guided = self._settings.guides_at(float(time[0]))
+        now = float(time[0])
+        guided = self._settings.guides_at(now)
+        time = torch.full((len(x),), now, device=x.device)
         if len(self._parts) == 1 and len(self._parts[0].windows) == 1:
             output = self._predict[guided](inputs, time)
         else:

@@ -28,7 +28,10 @@ if TYPE_CHECKING:  # importing it takes a second
     from diffusers import DPMSolverMultistepScheduler
 
 Predict = Callable[[Tensor, Tensor], Denoised]
-"""(noisy latents [B, D, T], time [B]) → what is in them."""
+"""(noisy latents [B, D, T], time [B] on the CPU) → what is in them.
+
+Whoever decides something by the time need not wait for a GPU to say it.
+"""
 
 Callback = Callable[[int, Tensor], None]
 """(number of the step from 0, estimate of the clean latents [B, D, T])."""
@@ -153,7 +156,7 @@ class _Walk:
 
     def estimate(self, x: Tensor, time: float, *, shown: bool = True) -> Denoised:
         """What the model sees in x."""
-        found = self._predict(x, self._clips(time))
+        found = self._predict(x, torch.full((len(x),), time))
         if shown:
             if self._callback is not None:
                 self._callback(self._step, self.with_known(found.x0, 0.0))
