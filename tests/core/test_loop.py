@@ -81,7 +81,8 @@ def job(folder, config, dropout=0.0, **faults):
 
     def validate(module):
         torch.rand(3)  # whoever draws numbers here must not change the training
-        return {"loss": masked_loss(module, whole).mean.item()}
+        device = next(module.parameters()).device
+        return {"loss": masked_loss(module, {name: t.to(device) for name, t in whole.items()}).mean.item()}
 
     def save(module, scores):
         folder.mkdir(parents=True, exist_ok=True)
