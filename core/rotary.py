@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 
+def rotary_frequencies(head_dim: int, device: torch.device) -> Tensor:
+    """Angles of a step, from 1 to 1/10000: [Dh/2] float32."""
+    return 10000.0 ** -torch.linspace(0, 1, head_dim // 2 + 1, device=device)[:-1]
+
+
 # RoPE: RoFormer, arXiv:2104.09864, eq. 34, where dimension i of a head is paired with i + Dh/2.
 def rotary_tables(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the angles at `positions` [..., S]: two [..., S, Dh/2] float32.
 
     Computed when needed: a table of fixed length would bound how long a clip can be.
     """
-    frequencies = 10000.0 ** -torch.linspace(0, 1, head_dim // 2 + 1, device=positions.device)[:-1]
-    angles = positions[..., None] * frequencies
+    angles = positions[..., None] * rotary_frequencies(head_dim, positions.device)
     return angles.cos(), angles.sin()
 
 

@@ -87,13 +87,17 @@ class Surroundings:
     backend: Backend = "sdpa"
 
 
+def sinusoid_frequencies(dim: int, device: torch.device) -> Tensor:
+    """Angles of a step, from 1 to 1/10000: [D/2] float32."""
+    # Rounded as in transformers: at position 1500 another way to these frequencies is 1e-4 off.
+    return torch.exp(torch.arange(dim // 2, device=device).float() * -(math.log(10000) / (dim // 2 - 1)))
+
+
 # As in audiocraft and tensor2tensor: "Attention Is All You Need", arXiv:1706.03762, sec. 3.5, but with the
 # cosines first and D/2 - 1 in the exponent.
 def sinusoids(positions: Tensor, dim: int) -> Tensor:
     """Cosines, then sines, of `positions` [..., S] at D/2 frequencies from 1 to 1/10000: [..., S, D]."""
-    # Rounded as in transformers: at position 1500 another way to these frequencies is 1e-4 off.
-    steps = torch.arange(dim // 2, device=positions.device)
-    angles = positions[..., None] * torch.exp(steps.float() * -(math.log(10000) / (dim // 2 - 1)))
+    angles = positions[..., None] * sinusoid_frequencies(dim, positions.device)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

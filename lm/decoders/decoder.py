@@ -37,6 +37,13 @@ class Draft:
     """[B, K, S] float32 in (0, 1]."""
     sampling: Sampling
 
+    def take(self, logits: Tensor, position: Tensor) -> None:
+        """Sample the pattern's step `position` [1], which only the device knows, from logits [R, K, V]."""
+        sampled = self.sampling(logits, self.noise.index_select(2, position)[:, :, 0])
+        given = self.tokens.index_select(2, position + 1)
+        kept = torch.where(self.to_sample.index_select(2, position), sampled[:, :, None], given)
+        self.tokens.index_copy_(2, position + 1, kept)
+
 
 class Decoder(ABC):
     """The state of a model over the steps that it has seen, for a fixed number of rows."""

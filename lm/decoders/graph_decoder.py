@@ -2,7 +2,8 @@
 
 Everything that a step reads or writes lies in buffers that never move: tokens, noise, keys and values, and
 the step's own number, which the graph counts up itself. Attention looks at the filled part of the cache in
-buckets: a graph is captured for each bucket, and the next one is taken when it is full.
+buckets: a graph is captured for each bucket, and the next one is taken when it is full. For few rows the step
+is made of Triton kernels (`fused_step.py`), which need no buckets.
 
 Without CUDA the same step runs uncaptured, which is how its tests compare it with the plain decoder.
 
@@ -26,6 +27,7 @@ from ...core.rotary import rotary_tables
 from ..sampling import Sampling
 from ..transformer import KVCache, Surroundings, TransformerLM, sinusoids
 from .decoder import Decoder, Draft, Prepared
+from .fused_step import FusedStep, can_fuse
 
 BUCKET = 256
 """Steps by which the part of the cache that attention looks at grows."""
@@ -59,14 +61,18 @@ class BucketVisible(Visible):
 class GraphTransformer(Prepared):
     """A Transformer on a GPU; captured steps are kept for the next clips of the same shape."""
 
-    def __init__(self, lm: TransformerLM) -> None:
+    def __init__(self, lm: TransformerLM, *, use_kernels: bool | None = None) -> None:
+        """`use_kernels`: whether steps are Triton kernels (`fused_step.py`) where these can do it, and not
+        PyTorch's operations; None: on CUDA."""
         self.lm = lm
+        self.use_kernels = lm.device.type == "cuda" if use_kernels is None else use_kernels
         self._idle: dict[tuple[int, int], list[GraphDecoder]] = {}
 
     def decoder(self, conditions: GivenConditions, num_rows: int, max_steps: int) -> Decoder:
         """A decoder for `num_rows` rows under `conditions`, for at most `max_steps` steps of input."""
         idle = self._idle.setdefault((num_rows, max_steps), [])
-        decoder = idle.pop() if idle else GraphDecoder(self.lm, num_rows, max_steps, idle.append)
+        use_kernels = self.use_kernels and can_fuse(self.lm, num_rows)
+        decoder = idle.pop() if idle else GraphDecoder(self.lm, num_rows, max_steps, use_kernels, idle.append)
         decoder.start(conditions)
         return decoder
 
@@ -79,13 +85,16 @@ class GraphDecoder(Decoder):
         lm: TransformerLM,
         num_rows: int,
         max_steps: int,
+        use_kernels: bool,
         give_back: Callable[[GraphDecoder], None],
     ) -> None:
         self._lm = lm
         self._num_rows = num_rows
         self._max_steps = max_steps
+        self._use_kernels = use_kernels
         self._give_back = give_back
         self._cache: StepCache | None = None
+        self._fused_step: FusedStep | None = None
         self._draft: Draft | None = None
         self._graphs: dict[tuple[int, Sampling], torch.cuda.CUDAGraph] = {}
         self.num_replays = 0
@@ -102,6 +111,8 @@ class GraphDecoder(Decoder):
         self.num_seen = 0
         if old is not None and old.max_length == length and _copied_into(old, fused, memories):
             old.length = 0
+            if self._fused_step is not None:
+                self._fused_step.take_conditions()
             return
         cache = StepCache(lm.config, self._num_rows, length, lm.device, lm.head.weight.dtype)
         cache.keys.zero_()  # steps not yet seen are masked, and must not be NaN
@@ -109,6 +120,7 @@ class GraphDecoder(Decoder):
         cache.fused, cache.memories = fused, memories
         self._cache = cache
         self._position = torch.zeros(1, dtype=torch.int64, device=lm.device)
+        self._fused_step = FusedStep(lm, cache, self._position) if self._use_kernels else None
         self._graphs.clear()
 
     def feed(self, tokens: Tensor) -> Tensor:
@@ -128,7 +140,9 @@ class GraphDecoder(Decoder):
         num_prepended = self._cache.length - self.num_seen
         self._position.fill_(start)
         for step in range(start, stop):
-            bucket = -(-(num_prepended + step + 1) // BUCKET) * BUCKET
+            # The kernels find out by themselves how much of the cache is filled.
+            filled = num_prepended + step + 1 if self._fused_step is None else self._cache.max_length
+            bucket = -(-filled // BUCKET) * BUCKET
             self._step(mine, bucket, num_prepended)
         self._cache.length += stop - start
         self.num_seen = stop
@@ -185,6 +199,9 @@ class GraphDecoder(Decoder):
 
     def _launch(self, draft: Draft, bucket: int, num_prepended: int) -> None:
         """Sample the step at `position` and count it up, without reading anything back from the device."""
+        if self._fused_step is not None:
+            self._fused_step(draft)
+            return
         lm, cache, position = self._lm, self._cache, self._position
         assert cache is not None
         assert cache.fused is not None
@@ -212,10 +229,7 @@ class GraphDecoder(Decoder):
             x = block(x, around)
         cache.position = None
         logits = lm.head(lm.norm(x)[:, -1]).unflatten(-1, (tokens.shape[1], -1))
-        sampled = draft.sampling(logits, draft.noise.index_select(2, position)[:, :, 0])
-        given = draft.tokens.index_select(2, position + 1)
-        kept = torch.where(draft.to_sample.index_select(2, position), sampled[:, :, None], given)
-        draft.tokens.index_copy_(2, position + 1, kept)
+        draft.take(logits, position)
         position += 1
 
 

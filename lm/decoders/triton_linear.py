@@ -1,0 +1,199 @@
+"""Products of few rows with a matrix, and all that stands before and after them, as one Triton kernel.
+
+With few rows a step reads every weight once and computes next to nothing with it, so its time is that of the
+bytes and of starting kernels. Therefore a kernel does all that lies between two places where every output
+needs every input: norm, product, activation and residual. Statistics of rows are computed again by each
+program. Sums are in float32, without TF32, whatever the number format of the weights.
+
+Shapes: R rows, N outputs, I inputs, H heads, Dh width of a head, P parts of the keys (`triton_attention.py`).
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .triton_launch import launch_options
+
+NormKind = Literal["none", "layernorm", "rmsnorm"]
+Epilogue = Literal["none", "gelu", "swiglu", "add"]
+
+TILE = 8192
+"""Weights that a program reads at once."""
+ROWS = 4
+"""Rows that share a program: more would not leave enough registers. Further ones find the weights in L2."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What is done to the input of a product."""
+
+    kind: NormKind = "none"
+    gain: Tensor | None = None  # [I]
+    bias: Tensor | None = None  # [I]
+    eps: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a product is cut into programs."""
+
+    num_outputs: int
+    """Of a program, a power of two."""
+    num_warps: int
+
+
+def tiling(num_outputs: int, num_inputs: int) -> Tiling:
+    """Enough programs to keep all of a GPU's memory busy, each with enough bytes under way."""
+    width = triton.next_power_of_2(num_inputs)
+    block = max(1, min(16, TILE // width, triton.next_power_of_2(num_outputs)))
+    return Tiling(block, 8 if block * width > TILE // 2 else 4)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    *,
+    norm: Norm | None = None,
+    epilogue: Epilogue = "none",
+    weights_of_parts: Tensor | None = None,
+    tiles: Tiling | None = None,
+) -> None:
+    """`out` [R, N] = epilogue(norm(x) weight^T), or `out` plus that for the epilogue `add`.
+
+    Args:
+        x: [R, I], or the parts [P, R, H, Dh] that `attend` has written.
+        weight: [N, I]; [2 N, I] for `swiglu`, the gate before the value.
+        out: [R, N].
+        norm: of each row, before the product.
+        epilogue: `gelu`, `swiglu` (arXiv:2002.05202, eq. 6), `add` or nothing.
+        weights_of_parts: with parts, the logarithms [P, R, H] that `attend` has written.
+        tiles: by default `tiling` of the shape.
+    """
+    norm = norm or Norm()
+    num_rows, num_outputs = out.shape
+    num_inputs = weight.shape[1]
+    tiles = tiles or tiling(num_outputs, num_inputs)
+    rows = min(ROWS, triton.next_power_of_2(num_rows))
+    grid = triton.cdiv(num_outputs, tiles.num_outputs), triton.cdiv(num_rows, rows)
+    _linear[grid](
+        x,
+        weights_of_parts,
+        norm.gain,
+        norm.bias,
+        weight,
+        out,
+        num_rows,
+        num_outputs,
+        norm.eps,
+        NUM_INPUTS=num_inputs,
+        NORM=norm.kind,
+        EPILOGUE=epilogue,
+        NUM_PARTS=1 if weights_of_parts is None else x.shape[0],
+        HEAD_DIM=1 if weights_of_parts is None else x.shape[3],
+        ROWS=rows,
+        BLOCK_N=tiles.num_outputs,
+        BLOCK_I=triton.next_power_of_2(num_inputs),
+        num_warps=tiles.num_warps,
+        **launch_options(out.device),
+    )
+
+
+@triton.jit
+def _linear(
+    x_ptr,
+    logs_ptr,
+    gain_ptr,
+    bias_ptr,
+    weight_ptr,
+    out_ptr,
+    num_rows,
+    num_outputs,
+    eps,
+    NUM_INPUTS: tl.constexpr,
+    NORM: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    NUM_PARTS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    i = tl.arange(0, BLOCK_I)
+    is_input = i < NUM_INPUTS
+    mask = (n < num_outputs)[:, None] & is_input[None, :]
+    places = n[:, None] * NUM_INPUTS + i[None, :]
+    # No kernel writes weights, so they may come while the kernel before is still at work.
+    weight = tl.load(weight_ptr + places, mask=mask, other=0.0, eviction_policy="evict_first")
+    if EPILOGUE == "swiglu":
+        value_ptr = weight_ptr + num_outputs * NUM_INPUTS
+        value = tl.load(value_ptr + places, mask=mask, other=0.0, eviction_policy="evict_first")
+    if NORM != "none":
+        gain = tl.load(gain_ptr + i, mask=is_input, other=0.0)
+        if bias_ptr is not None:
+            bias = tl.load(bias_ptr + i, mask=is_input, other=0.0)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    for nth in tl.static_range(ROWS):
+        row = tl.program_id(1) * ROWS + nth
+        is_row = row < num_rows
+        if NUM_PARTS == 1:
+            x = tl.load(x_ptr + row * NUM_INPUTS + i, mask=is_input & is_row, other=0.0).to(tl.float32)
+        else:
+            x = _joined(x_ptr, logs_ptr, row, num_rows, i, is_input & is_row, NUM_INPUTS, NUM_PARTS, HEAD_DIM)
+        if NORM == "layernorm":
+            x = tl.where(is_input, x - tl.sum(x, 0) / NUM_INPUTS, 0.0)
+        if NORM != "none":
+            x = x * tl.rsqrt(tl.sum(x * x, 0) / NUM_INPUTS + eps) * gain.to(tl.float32)
+            if bias_ptr is not None:
+                x += bias.to(tl.float32)
+        y = tl.sum(weight.to(tl.float32) * x[None, :], 1)
+        if EPILOGUE == "gelu":
+            y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
+        if EPILOGUE == "swiglu":
+            y = y * tl.sigmoid(y) * tl.sum(value.to(tl.float32) * x[None, :], 1)
+        out = out_ptr + row * num_outputs + n
+        is_output = (n < num_outputs) & is_row
+        if EPILOGUE == "add":
+            y += tl.load(out, mask=is_output, other=0.0).to(tl.float32)
+        tl.store(out, y.to(out_ptr.dtype.element_ty), mask=is_output)
+
+
+@triton.jit
+def _joined(
+    parts_ptr,
+    logs_ptr,
+    row,
+    num_rows,
+    i,
+    mask,
+    NUM_INPUTS: tl.constexpr,
+    NUM_PARTS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+):
+    """Attention over all keys of that over parts of them: a row [I]."""
+    num_heads: tl.constexpr = NUM_INPUTS // HEAD_DIM
+    heads = row * num_heads + i // HEAD_DIM
+    most = tl.load(logs_ptr + heads, mask=mask, other=0.0)
+    for part in tl.static_range(1, NUM_PARTS):
+        log = tl.load(logs_ptr + part * num_rows * num_heads + heads, mask=mask, other=0.0)
+        most = tl.maximum(most, log)
+    total = tl.zeros_like(most)
+    x = tl.zeros_like(most)
+    for part in tl.static_range(NUM_PARTS):
+        log = tl.load(logs_ptr + part * num_rows * num_heads + heads, mask=mask, other=0.0)
+        share = tl.exp2(log - most)
+        total += share
+        x += share * tl.load(parts_ptr + (part * num_rows + row) * NUM_INPUTS + i, mask=mask, other=0.0)
+    return x / total
