@@ -6,7 +6,8 @@ A MusicGen of the shape of `small` (24 layers of 1024, 16 heads, 4 codebooks of 
 weights is run by `transformers` and, imported, by Tokkata: greedily, after texts of one length, contestants
 in turn in every round. Printed are the medians of milliseconds a frame, and the ratios to `transformers` of
 the same round. What is done once is left out: reading weights into another format, and the first frames. On a
-GPU `transformers` runs in bfloat16 too, and ratios are to the same format.
+GPU `transformers` runs in bfloat16 too, and ratios are to the same format; beside our kernels stands the same
+graph of PyTorch's own ("plain").
 
 Then, for each number format alone: a frame at the end of 30 s beside one near the beginning, and how far it
 is from the least that it could take, the bytes of the weights and of the filled cache over the bandwidth
@@ -33,6 +34,7 @@ from transformers import (
 )
 
 from tokkata.lm.decoders.decoder import Weights
+from tokkata.lm.decoders.graph_decoder import GraphTransformer
 from tokkata.lm.generate import Generator
 from tokkata.lm.sampling import Sampling
 from tokkata.lm.transformer import TransformerLM
@@ -130,7 +132,7 @@ def bandwidth(device: torch.device) -> float:
 
 def compare(
     models: dict[Weights, MusicgenForConditionalGeneration],
-    generators: dict[Weights, Generator],
+    generators: dict[str, Generator],
     rounds: int,
     frames: tuple[int, int],
 ) -> None:
@@ -156,16 +158,15 @@ def compare(
             for contestant in order[number % len(order) :] + order[: number % len(order)]:
                 taken[contestant].append(ms_a_frame(contestants[contestant], few, many))
         cells = [f"{median(taken[title]):.1f}".rjust(len(title)) for title in titles]
-        for weights in generators:
+        for contestant in generators:
+            weights = contestant.split()[0]
             peer = f"transformers {weights if weights in models else 'fp32'}"
-            ratios = [a / b for a, b in zip(taken[peer], taken[weights], strict=True)]
-            cells.append(f"{median(taken[weights]):.2f} ({median(ratios):.2f}×)".rjust(14))
+            ratios = [a / b for a, b in zip(taken[peer], taken[contestant], strict=True)]
+            cells.append(f"{median(taken[contestant]):.2f} ({median(ratios):.2f}×)".rjust(14))
         print(f"| {name:<16} | " + " | ".join(cells) + " |", flush=True)
 
 
-def alone(
-    lm: TransformerLM, generators: dict[Weights, Generator], device: torch.device, num_frames: int
-) -> None:
+def alone(lm: TransformerLM, generators: dict[str, Generator], device: torch.device, num_frames: int) -> None:
     """The table of each number format's own figures, batch 1 with guidance."""
     read = bandwidth(device)
     print(f"\nread bandwidth of this process: {read / 1e9:.1f} GB/s; batch 1, CFG 3")
@@ -173,14 +174,15 @@ def alone(
         "| weights | ms at frame 100 | ms at frame 1400 | late / early | GB read late | ms over the least |"
     )
     conditions = {"text": [torch.randn(TEXT_LENGTH, 768)]}
-    for weights, generator in generators.items():
+    for name, generator in generators.items():
+        weights: Weights = name.split()[0]  # type: ignore[assignment]
         found, least = {}, {}
         for at in (100, 1400):
             run = continued(generator, at, conditions)
             found[at] = median(ms_a_frame(run, 4, 4 + num_frames) for _ in range(3))
             least[at] = bytes_a_step(lm, weights, at, 2)
         print(
-            f"| {weights} | {found[100]:.2f} | {found[1400]:.2f} | {found[1400] / found[100]:.2f} |"
+            f"| {name} | {found[100]:.2f} | {found[1400]:.2f} | {found[1400] / found[100]:.2f} |"
             f" {least[1400] / 1e9:.2f} | {found[100] / (least[100] / read * 1e3):.2f} (100),"
             f" {found[1400] / (least[1400] / read * 1e3):.2f} (1400) |",
             flush=True,
@@ -228,16 +230,21 @@ def main() -> None:
     model = musicgen(args.layers, args.dim).to(device)
     lm = TransformerLM.from_musicgen(model).to(device)
     formats: list[Weights] = ["fp32", "bf16"] if device.type == "cuda" else ["fp32", "bf16", "int8"]
-    generators = {}
+    generators: dict[str, Generator] = {}
     for weights in formats:
         begin = time.perf_counter()
         generators[weights] = Generator(lm, weights=weights)
         print(f"{weights}: weights ready in {time.perf_counter() - begin:.1f} s")
+    for weights in formats if device.type == "cuda" else []:
+        generators[f"{weights} plain"] = plain = copy.copy(generators[weights])
+        prepared = plain._prepared
+        assert isinstance(prepared, GraphTransformer)
+        plain._prepared = GraphTransformer(prepared.lm, use_kernels=False)
     is_gpu = device.type == "cuda"
     models: dict[Weights, MusicgenForConditionalGeneration] = {"fp32": model}
     if is_gpu:
         models["bf16"] = copy.deepcopy(model).to(torch.bfloat16)
-    more = 100 if is_gpu else 16 if args.quick else 32
+    more = 64 if is_gpu else 16 if args.quick else 32
     compare(models, generators, 1 if args.quick else args.rounds, (4, 4 + more))
     del model, models
     alone(lm, generators, device, 100 if is_gpu else 8 if args.quick else 24)
