@@ -82,7 +82,7 @@ def linear(
     num_rows, num_outputs = out.shape
     num_inputs = weight.shape[1]
     tiles = tiles or tiling(num_outputs, num_inputs)
-    rows = min(ROWS, triton.next_power_of_2(num_rows))
+    rows = min(ROWS, max(2, triton.next_power_of_2(num_rows)))
     grid = triton.cdiv(num_outputs, tiles.num_outputs), triton.cdiv(num_rows, rows)
     _linear[grid](
         x,
@@ -145,29 +145,59 @@ def _linear(
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    for nth in tl.static_range(ROWS):
-        row = tl.program_id(1) * ROWS + nth
-        is_row = row < num_rows
-        if NUM_PARTS == 1:
-            x = tl.load(x_ptr + row * NUM_INPUTS + i, mask=is_input & is_row, other=0.0).to(tl.float32)
-        else:
-            x = _joined(x_ptr, logs_ptr, row, num_rows, i, is_input & is_row, NUM_INPUTS, NUM_PARTS, HEAD_DIM)
+    for nth in tl.static_range(ROWS // 2):
+        # Rows go in pairs, because each sum over a program's threads is waited for: pairs halve the waiting.
+        row = tl.program_id(1) * ROWS + 2 * nth
+        a = _input(x_ptr, logs_ptr, row, num_rows, i, NUM_INPUTS, NUM_PARTS, HEAD_DIM)
+        b = _input(x_ptr, logs_ptr, row + 1, num_rows, i, NUM_INPUTS, NUM_PARTS, HEAD_DIM)
         if NORM == "layernorm":
-            x = tl.where(is_input, x - tl.sum(x, 0) / NUM_INPUTS, 0.0)
-        if NORM != "none":
-            x = x * tl.rsqrt(tl.sum(x * x, 0) / NUM_INPUTS + eps) * gain.to(tl.float32)
+            moments = tl.sum(tl.join(tl.join(a, b), tl.join(a * a, b * b)), 0) / NUM_INPUTS
+            mean, square = tl.split(moments)
+            mean_a, mean_b = tl.split(mean)
+            scale_a, scale_b = tl.split(tl.rsqrt(tl.maximum(square - mean * mean, 0.0) + eps))
+            a = (a - mean_a) * scale_a * gain.to(tl.float32)
+            b = (b - mean_b) * scale_b * gain.to(tl.float32)
             if bias_ptr is not None:
-                x += bias.to(tl.float32)
-        y = tl.sum(weight.to(tl.float32) * x[None, :], 1)
+                a += bias.to(tl.float32)
+                b += bias.to(tl.float32)
+        if NORM == "rmsnorm":
+            square = tl.sum(tl.join(a * a, b * b), 0) / NUM_INPUTS
+            scale_a, scale_b = tl.split(tl.rsqrt(square + eps))
+            a = a * scale_a * gain.to(tl.float32)
+            b = b * scale_b * gain.to(tl.float32)
+        w = weight.to(tl.float32)
+        y = tl.sum(tl.join(w * a[None, :], w * b[None, :]), 1)  # [N, 2]
         if EPILOGUE == "gelu":
             y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
         if EPILOGUE == "swiglu":
-            y = y * tl.sigmoid(y) * tl.sum(value.to(tl.float32) * x[None, :], 1)
-        out = out_ptr + row * num_outputs + n
-        is_output = (n < num_outputs) & is_row
+            w = value.to(tl.float32)
+            y = y * tl.sigmoid(y) * tl.sum(tl.join(w * a[None, :], w * b[None, :]), 1)
+        rows = row + tl.arange(0, 2)
+        out = out_ptr + rows[None, :] * num_outputs + n[:, None]
+        is_output = (n < num_outputs)[:, None] & (rows < num_rows)[None, :]
         if EPILOGUE == "add":
             y += tl.load(out, mask=is_output, other=0.0).to(tl.float32)
         tl.store(out, y.to(out_ptr.dtype.element_ty), mask=is_output)
+
+
+@triton.jit
+def _input(
+    x_ptr,
+    logs_ptr,
+    row,
+    num_rows,
+    i,
+    NUM_INPUTS: tl.constexpr,
+    NUM_PARTS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+):
+    """A row [I] in float32, zeros where there is none."""
+    mask = (i < NUM_INPUTS) & (row < num_rows)
+    if NUM_PARTS == 1:
+        x = tl.load(x_ptr + row * NUM_INPUTS + i, mask=mask, other=0.0).to(tl.float32)
+    else:
+        x = _joined(x_ptr, logs_ptr, row, num_rows, i, mask, NUM_INPUTS, NUM_PARTS, HEAD_DIM)
+    return x
 
 
 @triton.jit
