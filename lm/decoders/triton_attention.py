@@ -142,6 +142,12 @@ def _attend(
             place -= tl.load(num_hidden_ptr + row).to(tl.int32)
     q = _turned(x_ptr + head * HEAD_DIM, q_gain_ptr, frequency_ptr, place, eps, d, is_d, HEAD_DIM)
     q *= scale * 1.4426950408889634  # so that exponentials are powers of two
+    if is_self:
+        # The step's own key is not read back: another program writes it.
+        k_ptr = x_ptr + (NUM_HEADS + kv_head) * HEAD_DIM
+        k_new = _turned(k_ptr, k_gain_ptr, frequency_ptr, place, eps, d, is_d, HEAD_DIM)
+        k_new = k_new.to(keys_ptr.dtype.element_ty)
+        v_new = tl.load(k_ptr + NUM_KV_HEADS * HEAD_DIM + d, mask=is_d, other=0.0)
     keys_ptr += row * row_stride + kv_head * head_stride
     values_ptr += row * row_stride + kv_head * head_stride
 
@@ -173,11 +179,6 @@ def _attend(
 
     highest = tl.max(most, 0)
     if is_self:
-        # The step's own key is not read back: another program writes it.
-        k_ptr = x_ptr + (NUM_HEADS + kv_head) * HEAD_DIM
-        k_new = _turned(k_ptr, k_gain_ptr, frequency_ptr, place, eps, d, is_d, HEAD_DIM)
-        k_new = k_new.to(keys_ptr.dtype.element_ty)
-        v_new = tl.load(k_ptr + NUM_KV_HEADS * HEAD_DIM + d, mask=is_d, other=0.0)
         score_new = tl.where(part == 0, tl.sum(q * k_new.to(tl.float32), 0), -1e30)
         highest = tl.maximum(highest, score_new)
     scaled = tl.exp2(most - highest)

@@ -150,6 +150,11 @@ def _linear(
         row = tl.program_id(1) * ROWS + 2 * nth
         a = _input(x_ptr, logs_ptr, row, num_rows, i, NUM_INPUTS, NUM_PARTS, HEAD_DIM)
         b = _input(x_ptr, logs_ptr, row + 1, num_rows, i, NUM_INPUTS, NUM_PARTS, HEAD_DIM)
+        rows = row + tl.arange(0, 2)
+        out = out_ptr + rows[None, :] * num_outputs + n[:, None]
+        is_output = (n < num_outputs)[:, None] & (rows < num_rows)[None, :]
+        if EPILOGUE == "add":
+            residual = tl.load(out, mask=is_output, other=0.0)
         if NORM == "layernorm":
             moments = tl.sum(tl.join(tl.join(a, b), tl.join(a * a, b * b)), 0) / NUM_INPUTS
             mean, square = tl.split(moments)
@@ -172,11 +177,8 @@ def _linear(
         if EPILOGUE == "swiglu":
             w = value.to(tl.float32)
             y = y * tl.sigmoid(y) * tl.sum(tl.join(w * a[None, :], w * b[None, :]), 1)
-        rows = row + tl.arange(0, 2)
-        out = out_ptr + rows[None, :] * num_outputs + n[:, None]
-        is_output = (n < num_outputs)[:, None] & (rows < num_rows)[None, :]
         if EPILOGUE == "add":
-            y += tl.load(out, mask=is_output, other=0.0).to(tl.float32)
+            y += residual.to(tl.float32)
         tl.store(out, y.to(out_ptr.dtype.element_ty), mask=is_output)
 
 
