@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,9 +54,25 @@ PLAIN = {
 
 
 @functools.cache
-def has_triton() -> bool:
-    """Whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None
+def runs_triton(device: torch.device) -> bool:
+    """Whether a small trial of a kernel is right; a line says why not, unless Triton is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from triton.errors import TritonError
+
+    from . import triton_linear
+
+    x, weight = torch.ones(1, 8, device=device), torch.ones(2, 8, device=device)
+    out = torch.zeros(1, 2, device=device)
+    try:
+        triton_linear.linear(x, weight, out)
+        reason = None if bool((out == 8).all()) else "its results are wrong"
+    # Triton compiles a launcher in C for each kernel, so it needs a compiler and Python's headers.
+    except (OSError, RuntimeError, subprocess.CalledProcessError, TritonError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if reason is not None:
+        print(f"generation: Triton cannot be used on {device} ({reason}); using PyTorch", file=sys.stderr)
+    return reason is None
 
 
 def can_fuse(lm: TransformerLM, num_rows: int) -> bool:
@@ -64,13 +82,13 @@ def can_fuse(lm: TransformerLM, num_rows: int) -> bool:
     is_plain = all(type(module) in PLAIN for module in (lm.norm, lm.head, *lm.blocks.modules()))
     has_one_dtype = all(parameter.dtype == dtype for parameter in lm.parameters())
     return (
-        has_triton()
-        and is_plain
+        is_plain
         and has_one_dtype
         and dtype in (torch.float32, torch.bfloat16)
         and num_rows <= MAX_ROWS
         and max(config.dim, config.hidden_dim) <= MAX_INPUTS
         and config.head_dim <= MAX_HEAD_DIM
+        and runs_triton(lm.device)
     )
 
 

@@ -10,14 +10,17 @@ from torch import Tensor
 
 from tokkata.core.conditions import Condition, Conditions
 from tokkata.core.rotary import rotary_frequencies, rotary_tables, rotate
-from tokkata.lm.decoders import triton_attention
+from tokkata.core.schema_models import Lora
+from tokkata.lm.decoders import triton_attention, triton_linear
 from tokkata.lm.decoders.decoder import Draft
+from tokkata.lm.decoders.fused_step import can_fuse, runs_triton
 from tokkata.lm.decoders.graph_decoder import GraphTransformer
 from tokkata.lm.decoders.transformer_decoder import PlainTransformer
 from tokkata.lm.decoders.triton_attention import NewKeys, attend
 from tokkata.lm.decoders.triton_ends import draw, embed
 from tokkata.lm.decoders.triton_linear import Norm, Tiling, linear
 from tokkata.lm.generate import Generator
+from tokkata.lm.lora import add_adapters
 from tokkata.lm.sampling import Sampling
 from tokkata.lm.transformer import TransformerConfig, TransformerLM, sinusoid_frequencies, sinusoids
 
@@ -262,15 +265,29 @@ def test_generation_is_that_of_the_plain_decoder(
             assert (found == expected).float().mean() > least
 
 
-def test_adapters_are_not_overlooked() -> None:
-    from tokkata.core.schema_models import Lora
-    from tokkata.lm.decoders.fused_step import can_fuse
-    from tokkata.lm.lora import add_adapters
+def tiny() -> TransformerLM:
+    config = TransformerConfig(num_codebooks=1, codebook_size=4, frame_rate=1.0, dim=8, num_heads=2)
+    return TransformerLM(config).to(DEVICE)
 
-    lm = TransformerLM(
-        TransformerConfig(num_codebooks=1, codebook_size=4, frame_rate=1.0, dim=8, num_heads=2)
-    )
+
+def test_adapters_are_not_overlooked() -> None:
+    lm = tiny()
     assert can_fuse(lm, 2)
     assert not can_fuse(lm, 17)
     add_adapters(lm, Lora(), "somewhere")
     assert not can_fuse(lm, 2)
+
+
+def test_a_machine_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler. Please specify\nmore")
+
+    monkeypatch.setattr(triton_linear, "linear", fail)
+    runs_triton.cache_clear()
+    for _ in range(2):
+        assert not can_fuse(tiny(), 2)
+    runs_triton.cache_clear()
+    message = "(Failed to find C compiler. Please specify); using PyTorch\n"
+    assert capsys.readouterr().err == f"generation: Triton cannot be used on {tiny().device} {message}"
