@@ -125,9 +125,11 @@ def test_other_conditions_of_another_length_take_other_buffers() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("shape", MODELS)
-def test_graphs_are_replayed(shape: dict[str, object]) -> None:
+@pytest.mark.parametrize("use_kernels", [False, True])
+def test_graphs_are_replayed(use_kernels: bool, shape: dict[str, object]) -> None:
     lm = tiny("cuda", **shape)
     graphed, plain = both(lm)
+    graphed._prepared = GraphTransformer(lm, use_kernels=use_kernels)
     decoders = []
     make = graphed._prepared.decoder
     graphed._prepared.decoder = lambda *a: decoders.append(make(*a)) or decoders[-1]  # type: ignore[method-assign,func-returns-value]
