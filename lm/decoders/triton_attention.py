@@ -20,7 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .triton_launch import launch_options
 
-BLOCK_KEYS = 64
+BLOCK_KEYS = 128
 """Keys that a program of `attend` looks at at once; each has its own running maximum and sum."""
 
 
@@ -122,9 +122,6 @@ def _attend(
     BLOCK_L: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     row = tl.program_id(0) // NUM_HEADS
     head = tl.program_id(0) % NUM_HEADS
     part = tl.program_id(1)
@@ -140,6 +137,22 @@ def _attend(
         place = length
         if num_hidden_ptr is not None:
             place -= tl.load(num_hidden_ptr + row).to(tl.int32)
+    keys_ptr += row * row_stride + kv_head * head_stride
+    values_ptr += row * row_stride + kv_head * head_stride
+    num_parts = tl.num_programs(1)
+    share = tl.cdiv(tl.cdiv(length, num_parts), BLOCK_L) * BLOCK_L
+    first = part * share
+    last = tl.minimum(first + share, length)
+    # The position and the keys before it are of earlier steps, whose kernels have all ended: what counts steps
+    # up is PyTorch's, which overlaps with nothing. So they may come early too.
+    l = first + tl.arange(0, BLOCK_L)  # noqa: E741
+    places = l[:, None] * key_stride + d[None, :]
+    mask = (l < last)[:, None] & is_d[None, :]
+    k = tl.load(keys_ptr + places, mask=mask, other=0.0)
+    v = tl.load(values_ptr + places, mask=mask, other=0.0)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     q = _turned(x_ptr + head * HEAD_DIM, q_gain_ptr, frequency_ptr, place, eps, d, is_d, HEAD_DIM)
     q *= scale * 1.4426950408889634  # so that exponentials are powers of two
     if is_self:
@@ -148,13 +161,6 @@ def _attend(
         k_new = _turned(k_ptr, k_gain_ptr, frequency_ptr, place, eps, d, is_d, HEAD_DIM)
         k_new = k_new.to(keys_ptr.dtype.element_ty)
         v_new = tl.load(k_ptr + NUM_KV_HEADS * HEAD_DIM + d, mask=is_d, other=0.0)
-    keys_ptr += row * row_stride + kv_head * head_stride
-    values_ptr += row * row_stride + kv_head * head_stride
-
-    num_parts = tl.num_programs(1)
-    share = tl.cdiv(tl.cdiv(length, num_parts), BLOCK_L) * BLOCK_L
-    first = part * share
-    last = tl.minimum(first + share, length)
     # Finite, as the difference of two infinities is no number.
     most = tl.full([BLOCK_L], -1e30, tl.float32)
     total = tl.zeros([BLOCK_L], tl.float32)
@@ -162,10 +168,6 @@ def _attend(
     for start in range(first, last, BLOCK_L):
         l = start + tl.arange(0, BLOCK_L)  # noqa: E741
         is_key = l < last
-        places = l[:, None] * key_stride + d[None, :]
-        mask = is_key[:, None] & is_d[None, :]
-        k = tl.load(keys_ptr + places, mask=mask, other=0.0)
-        v = tl.load(values_ptr + places, mask=mask, other=0.0)
         if seen_ptr is not None:
             known = tl.load(seen_ptr + row * num_seen + l, mask=l < num_seen, other=1)
             is_key = is_key & (known != 0)
@@ -176,6 +178,11 @@ def _attend(
         total = total * scaled + weight
         y = y * scaled[:, None] + v.to(tl.float32) * weight[:, None]
         most = higher
+        l += BLOCK_L  # noqa: E741
+        places = l[:, None] * key_stride + d[None, :]
+        mask = (l < last)[:, None] & is_d[None, :]
+        k = tl.load(keys_ptr + places, mask=mask, other=0.0)
+        v = tl.load(values_ptr + places, mask=mask, other=0.0)
 
     highest = tl.max(most, 0)
     if is_self:

@@ -51,7 +51,7 @@ def musicgen(num_layers: int, dim: int) -> MusicgenForCausalLM:
 
 def adamw(model: torch.nn.Module) -> torch.optim.AdamW:
     """The same optimizer for all."""
-    return torch.optim.AdamW(model.parameters(), lr=1e-4)
+    return torch.optim.AdamW(model.parameters(), lr=1e-4, fused=next(model.parameters()).is_cuda)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:

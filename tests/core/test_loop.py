@@ -421,7 +421,8 @@ def test_fp16_lowers_a_scale_that_overflows_and_learns(tmp_path, monkeypatch):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_learns(tmp_path, precision):
     outcome = train_in(tmp_path, settings(steps=60, precision=precision))
-    assert outcome.curve[-1]["loss"] < 0.5 * outcome.curve[0]["loss"]
+    losses = [row["loss"] for row in outcome.curve if "loss" in row]
+    assert losses[-1] < 0.5 * losses[0]
     assert outcome.curve[-1]["skipped_steps"] < 20
 
 
