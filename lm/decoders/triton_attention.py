@@ -143,8 +143,8 @@ def _attend(
     share = tl.cdiv(tl.cdiv(length, num_parts), BLOCK_L) * BLOCK_L
     first = part * share
     last = tl.minimum(first + share, length)
-    # The position and the keys before it are of earlier steps, whose kernels have all ended: what counts steps
-    # up is PyTorch's, which overlaps with nothing. So they may come early too.
+    # The position and the keys before it are of earlier steps, whose kernels have all ended: what counts
+    # steps up is PyTorch's, which overlaps with nothing. So they may come early too.
     l = first + tl.arange(0, BLOCK_L)  # noqa: E741
     places = l[:, None] * key_stride + d[None, :]
     mask = (l < last)[:, None] & is_d[None, :]
