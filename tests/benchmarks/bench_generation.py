@@ -227,7 +227,8 @@ def main() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     device = torch.device(args.device)
     print(f"{os.uname().machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device}")
-    model = musicgen(args.layers, args.dim).to(device)
+    with device:  # where weights of this size are drawn in no time
+        model = musicgen(args.layers, args.dim).to(device)
     lm = TransformerLM.from_musicgen(model).to(device)
     formats: list[Weights] = ["fp32", "bf16"] if device.type == "cuda" else ["fp32", "bf16", "int8"]
     generators: dict[str, Generator] = {}

@@ -122,46 +122,56 @@ def main() -> None:
         args.rounds, args.frames = 2, 150
     device = torch.device(args.device)
     print(f"{os.uname().machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device}")
-    model = musicgen(args.layers, args.dim).to(device).train()
-    lm = TransformerLM.from_musicgen(model).to(device).train()
-    modern = TransformerLM(
-        TransformerConfig(
-            num_codebooks=lm.config.num_codebooks,
-            codebook_size=lm.config.codebook_size,
-            frame_rate=lm.config.frame_rate,
-            conditions=lm.config.conditions,
-            dim=args.dim,
-            num_layers=args.layers,
-            num_heads=args.dim // 64,
-        )
-    ).to(device)
+    with device:  # where weights of this size are drawn in no time
+        model = musicgen(args.layers, args.dim).train()
+        lm = TransformerLM.from_musicgen(model).to(device).train()
+        modern = TransformerLM(
+            TransformerConfig(
+                num_codebooks=lm.config.num_codebooks,
+                codebook_size=lm.config.codebook_size,
+                frame_rate=lm.config.frame_rate,
+                conditions=lm.config.conditions,
+                dim=args.dim,
+                num_layers=args.layers,
+                num_heads=args.dim // 64,
+            )
+        ).train()
     codes = torch.randint(0, 2048, (args.batch, 4, args.frames), device=device)
     states = torch.randn(args.batch, TEXT_LENGTH, args.dim, device=device)
     given = lm.config.conditions.encode({"text": list(states.cpu())})
     given = {name: one.to(device) for name, one in given.items()}
     print(f"{args.layers} layers of {args.dim}, {args.batch} clips of {args.frames} frames, 4 codebooks")
     models = {"Tokkata": lm, "modern default": modern}
-    if device.type == "cuda":
-        for name in tuple(models):
-            models[f"{name}, compiled"] = compiled(models[name])
-    for precision in ("bf16",) if device.type == "cuda" else ("fp32", "bf16"):
-        steps = {"transformers": theirs(model, codes, states, precision)}
-        steps |= {name: ours(one, codes, given, precision) for name, one in models.items()}
-        first = {name: step() for name, step in steps.items()}
-        taken: dict[str, list[float]] = {name: [] for name in steps}
-        for number in range(args.rounds):
-            order = list(steps)
-            for name in order[number % len(order) :] + order[: number % len(order)]:
-                taken[name].append(seconds(steps[name]))
-        print(
-            f"{precision}; |Δ loss| before the first step {abs(first['transformers'] - first['Tokkata']):.1e}"
-        )
-        print(f"  {'transformers':<24} {median(taken['transformers']):.3f} s")
-        for name, one in models.items():
-            ratio = median(a / b for a, b in zip(taken["transformers"], taken[name], strict=True))
-            print(
-                f"  {name:<24} {median(taken[name]):.3f} s {ratio:.2f}×{utilisation(one, args, taken[name])}"
-            )
+    is_gpu = device.type == "cuda"
+    for precision in ("bf16",) if is_gpu else ("fp32", "bf16"):
+        peer = theirs(model, codes, states, precision)
+        steps = {name: ours(one, codes, given, precision) for name, one in models.items()}
+        difference = abs(peer() - steps["Tokkata"]())
+        print(f"{precision}; |Δ loss| before the first step {difference:.1e}")
+        compare(peer, steps, models, args)
+    if is_gpu:  # apart, because it takes its time to compile
+        models = {f"{name}, compiled": compiled(one) for name, one in models.items()}
+        steps = {name: ours(one, codes, given, "bf16") for name, one in models.items()}
+        compare(peer, steps, models, args)
+
+
+def compare(
+    peer: Step, steps: dict[str, Step], models: dict[str, TransformerLM], args: argparse.Namespace
+) -> None:
+    """Print the lines of these models, which take turns with `transformers`."""
+    steps = {"transformers": peer, **steps}
+    for step in steps.values():
+        step()
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(args.rounds):
+        order = list(steps)
+        for name in order[number % len(order) :] + order[: number % len(order)]:
+            taken[name].append(seconds(steps[name]))
+    print(f"  {'transformers':<24} {median(taken['transformers']):.3f} s", flush=True)
+    for name, one in models.items():
+        ratio = median(a / b for a, b in zip(taken["transformers"], taken[name], strict=True))
+        used = utilisation(one, args, taken[name])
+        print(f"  {name:<24} {median(taken[name]):.3f} s {ratio:.2f}×{used}", flush=True)
 
 
 def compiled(lm: TransformerLM) -> TransformerLM:
