@@ -6,8 +6,6 @@ Shapes: C channels, N samples, H hops of 100 ms.
 from __future__ import annotations
 
 import numpy as np
-from pyloudnorm import Meter
-from scipy.signal import sosfilt
 
 BLOCK_S = 0.4
 """Length of a gating block; shorter audio has no loudness."""
@@ -39,6 +37,9 @@ class LoudnessMeter:
             raise ValueError(f"loudness is defined for 1 to 5 channels, not {channels}")
         self._rate, self._num_samples = sample_rate, 0
         self._weights = np.array(_CHANNEL_WEIGHTS[:channels])
+        # Imported here: it takes long, and few processes measure loudness.
+        from pyloudnorm import Meter
+
         # K-weighting: a shelf for the head, a high-pass for the ear. pyloudnorm has no public name for them.
         filters = Meter(sample_rate)._filters.values()
         self._sos = np.array([[*stage.b, *stage.a] for stage in filters])
@@ -47,6 +48,8 @@ class LoudnessMeter:
 
     def add(self, samples: np.ndarray) -> None:
         """Go on with `samples` [C, N]."""
+        from scipy.signal import sosfilt
+
         weighted, self._state = sosfilt(self._sos, samples.astype(np.float64), axis=1, zi=self._state)
         squares = self._weights @ np.square(weighted)
         start = 0

@@ -11,6 +11,9 @@ import yaml
 
 BIN = Path(sys.executable).parent
 
+# Whoever compiles is spared ten processes that find out whether what the CPU can do is there.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+
 # Started in the background of a script, this process and all that it starts would be deaf to SIGINT.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +32,7 @@ from tokkata.core.loop import MAX_SKIPPED_IN_A_ROW, process_rows, train
 from tokkata.core.optimizer import adamw, learning_rate
 from tokkata.core.run import stage_main
 from tokkata.core.schema import Train
+from tokkata.tests.forked import run_forked
 
 NUM_ROWS = 64
 
@@ -297,10 +297,13 @@ def start(tmp_path, *launcher, dropout=0.0, signal_name=""):
     """Run `main` in processes of its own."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**RECIPE, "runs_dir": str(tmp_path)}))
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "DROPOUT": str(dropout)}
+    variables = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "DROPOUT": str(dropout)}
+    environment = os.environ | variables | {"SIGNAL_NAME": signal_name}
+    if not launcher:
+        return run_forked(tmp_path, 1, environment, __file__, recipe)
     return subprocess.run(
-        [*(launcher or [sys.executable]), str(Path(__file__)), str(recipe)],
-        env=os.environ | environment | {"SIGNAL_NAME": signal_name},
+        [*launcher, __file__, str(recipe)],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=300,

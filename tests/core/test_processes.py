@@ -5,8 +5,6 @@ FSDP runs here with gloo on a CPU: see `ShardingOnCpu` for what that needs.
 
 import json
 import signal
-import socket
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -25,11 +23,13 @@ from tokkata.tests.core.toy_training import (
     Outcome,
     Toy,
     environment,
+    launch,
     settings,
     start,
     train_toy,
     write_recipe,
 )
+from tokkata.tests.forked import fork_rank, free_port
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
@@ -141,7 +141,7 @@ def test_shards_of_two_and_then_of_four_are_one_process(tmp_path):
 
 def test_a_sharded_run_goes_on_after_sigterm_bit_for_bit(tmp_path, sharded_run):
     toy = Toy(dropout=0.3, fsdp_on_cpu=True)
-    ended = start(tmp_path, 2, Toy(dropout=0.3, fsdp_on_cpu=True, signal_at=6), FSDP, **SHARDED)
+    ended = launch(tmp_path, 2, Toy(dropout=0.3, fsdp_on_cpu=True, signal_at=6), FSDP, **SHARDED)
     assert ended.returncode != 0
     assert "stopped at step 7 of 10 with a checkpoint" in ended.stderr
     assert "Traceback" not in ended.stderr.partition("stopped at step 7")[0]
@@ -221,50 +221,36 @@ def test_fsdp_that_accelerate_would_ignore(monkeypatch):
 
 
 def test_a_process_that_is_lost(tmp_path):
-    """Two launchers, as on two machines; the second machine dies without a word, and comes back."""
-    toy = Toy(touch_at=6)
-    recipe = write_recipe(tmp_path)
+    """The second one dies without a word, and comes back."""
+    recipe, said = write_recipe(tmp_path), [tmp_path / "first.txt", tmp_path / "second.txt"]
 
-    def launch(rank, toy):
-        environ = environment(toy, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-        environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        program = sys.modules[Toy.__module__].__file__
-        return subprocess.Popen(
-            [sys.executable, program, recipe], env=environ, stderr=subprocess.PIPE, text=True
-        )
+    def both(toy):
+        port, program = free_port(), sys.modules[Toy.__module__].__file__
+        return [fork_rank(said[rank], rank, 2, port, environment(toy), program, recipe) for rank in (0, 1)]
 
-    port = free_port()
-    first, second = launch(0, toy), launch(1, toy)
+    first, second = both(Toy(touch_at=6))
     wait_for(tmp_path / "reached-1", first)
-    second.send_signal(signal.SIGKILL)
-    told = first.communicate(timeout=60)[1]
-    second.communicate()
+    second.kill()
+    for process in (first, second):
+        process.join(timeout=60)
     folder = tmp_path / "toy" / "checkpoints"
-    assert told.splitlines()[-1] == (
+    assert said[0].read_text().splitlines()[-1] == (
         "process 1 of 2 has lost another one (a machine or the network failed, or it was silent for"
         f" train.timeout_s = 600 s): the newest checkpoint is kept in {folder}; to resume, run the same"
         " command again"
     )
-    assert first.returncode == 2
+    assert (first.exitcode, second.exitcode) == (2, -signal.SIGKILL)
     assert [path.name for path in list_checkpoints(folder)] == ["step-000004"]
-    port = free_port()
-    both = [launch(rank, Toy()) for rank in (0, 1)]
-    for process in both:
-        assert process.communicate(timeout=60)[1] is not None
-        assert process.returncode == 0
+    for process in both(Toy()):
+        process.join(timeout=60)
+        assert process.exitcode == 0
     Outcome(tmp_path / "toy").assert_close(alone(tmp_path / "one"))
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def wait_for(path, process):
     deadline = time.monotonic() + 60
     while not path.exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -33,6 +33,7 @@ from tokkata.core.optimizer import adamw
 from tokkata.core.run import stage_main
 from tokkata.core.schema import Train
 from tokkata.tests.core.toy_game import game_job
+from tokkata.tests.forked import run_forked
 
 NUM_ROWS = 64
 CHUNK = 5  # steps of a recurrent network in one training step
@@ -273,8 +274,8 @@ def environment(toy, **more):
     return os.environ | ours | more
 
 
-def start(folder, num_processes, toy=None, more=None, **changed):
-    """Train a toy in `folder` with as many processes, to its end."""
+def launch(folder, num_processes, toy=None, more=None, **changed):
+    """Train a toy in `folder` with as many processes, to its end, as users do: by torchrun."""
     return subprocess.run(
         [
             *(*TORCHRUN, "--standalone", "--nproc_per_node", str(num_processes)),
@@ -286,6 +287,12 @@ def start(folder, num_processes, toy=None, more=None, **changed):
         timeout=300,
         check=False,
     )
+
+
+def start(folder, num_processes, toy=None, more=None, **changed):
+    """The same without torchrun and without the time that imports take."""
+    recipe = write_recipe(folder, **changed)
+    return run_forked(folder, num_processes, environment(toy or Toy(), **(more or {})), __file__, recipe)
 
 
 def main():

@@ -6,7 +6,6 @@ Shapes: B batch, D latent width, T frames.
 import copy
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -26,6 +25,7 @@ from tokkata.diffusion.objective import Consistency, Denoised, Flow, make_object
 from tokkata.diffusion.sample import sample as generate_stage
 from tokkata.diffusion.sampler import Start, clip_generators, draw_noise, sample
 from tokkata.diffusion.train import train_diffusion
+from tokkata.tests.forked import run_forked
 
 # ------------------------------------------------------------------ frames of two kinds, whose flow is known
 
@@ -346,7 +346,7 @@ def test_only_flows_are_distilled(distillation, diffusion_recipe, write_latents)
         distill(distillation(model={"teacher": str(untold.folder), "cfg_scale": 2.0}))
 
 
-def test_two_processes_are_one(tmp_path, distillation, shell):
+def test_two_processes_are_one(tmp_path, distillation, environment):
     recipe = distillation(name="one", model={"cfg_scale": 2.0}, train={"steps": 4, "validate_every": 2})
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     distill(recipe)
@@ -356,11 +356,8 @@ def test_two_processes_are_one(tmp_path, distillation, shell):
         " from tokkata.diffusion.distill import distill; distill(load_recipe(pathlib.Path(sys.argv[1])))"
     )
     write_text(tmp_path / "program.py", program)
-    result = shell(
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *(tmp_path / "program.py", tmp_path / "two.yaml"),
-        ACCELERATE_USE_CPU="true",
-    )
+    environ = {**environment, "ACCELERATE_USE_CPU": "true"}
+    result = run_forked(tmp_path, 2, environ, tmp_path / "program.py", tmp_path / "two.yaml")
     assert result.returncode == 0, result.stderr
     one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     for name, weights in one.items():

@@ -5,7 +5,6 @@ Shapes: B batch, D latent width, T frames.
 
 import math
 import shutil
-import sys
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +21,7 @@ from tokkata.diffusion import train as module
 from tokkata.diffusion.diffusion_model import DiffusionModel
 from tokkata.diffusion.latent_batches import TIMES, draw_known
 from tokkata.diffusion.train import train_diffusion
+from tokkata.tests.forked import run_forked
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(diffusion_recipe, writ
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-def test_two_processes_are_one(tmp_path, diffusion_recipe, write_latents, shell):
+def test_two_processes_are_one(tmp_path, diffusion_recipe, write_latents, environment):
     recipe = diffusion_recipe(name="one", model=EVERYTHING, train={"steps": 4, "validate_every": 2})
     write_latents(recipe, train=8, valid=3)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
@@ -231,11 +231,8 @@ def test_two_processes_are_one(tmp_path, diffusion_recipe, write_latents, shell)
         " train_diffusion(load_recipe(pathlib.Path(sys.argv[1])))"
     )
     write_text(tmp_path / "program.py", program)
-    result = shell(
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *(tmp_path / "program.py", tmp_path / "two.yaml"),
-        ACCELERATE_USE_CPU="true",
-    )
+    environ = {**environment, "ACCELERATE_USE_CPU": "true"}
+    result = run_forked(tmp_path, 2, environ, tmp_path / "program.py", tmp_path / "two.yaml")
     assert result.returncode == 0, result.stderr
     one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     for name, weights in one.items():

@@ -4,8 +4,6 @@ In float64, because in float32 the same sums in another order differ in the last
 steps make much of gradients near 0.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from safetensors.torch import load_file
 
 from tokkata.core.files import read_jsonl
 from tokkata.core.recipe import dump_recipe
+from tokkata.tests.forked import run_forked
 
 STEPS = 5
 # Of 8 clips a step: the lower resolution in steps 0 and 1, the fade in steps 2 and 3, then the higher one.
@@ -26,19 +25,12 @@ def test_two_processes_are_one(kind, more, gan_run, tmp_path, environment):
     without a gradient, and verdicts on pitches."""
     train = {"steps": STEPS, "batch_size": 8, "save_every": STEPS, "validate_every": STEPS}
     recipes = [gan_run(kind, name=name, model=more, train=train) for name in ("one", "two")]
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    for recipe, starter in zip(recipes, ((), launcher), strict=True):
+    environ = {**environment, "ACCELERATE_USE_CPU": "true"}
+    for num_processes, recipe in enumerate(recipes, start=1):
         path = tmp_path / f"{recipe.name}.yaml"
         path.write_text(dump_recipe(recipe), encoding="utf-8")
-        program = (str(Path(__file__).with_name("train_in_float64.py")), str(path))
-        ended = subprocess.run(
-            [sys.executable, *starter, *program],
-            env={**environment, "ACCELERATE_USE_CPU": "true"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        program = Path(__file__).with_name("train_in_float64.py")
+        ended = run_forked(tmp_path, num_processes, environ, program, path)
         assert ended.returncode == 0, ended.stderr
     for name in ("model", "model_1", "averaged"):
         mine, theirs = (

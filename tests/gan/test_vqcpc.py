@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from tokkata.core.recipe import dump_recipe
 from tokkata.gan import vqcpc as module
 from tokkata.gan.prepared import read_by_clip
 from tokkata.gan.vqcpc import Vqcpc, VqcpcConfig, prepare_encoder, train_encoder
+from tokkata.tests.forked import run_forked
 from tokkata.tests.gan.made_notes import RATE, store_of, vqcpc_gan, write_notes
 
 CONFIG = VqcpcConfig(RATE, 256, 100, 16, 8, 6, 3, 0.0, 1.0)
@@ -179,7 +179,7 @@ def test_training_that_was_killed_goes_on_bitwise(tmp_path, monkeypatch):
         assert torch.equal(found[name], tensor), name
 
 
-def test_two_processes_train_what_one_does_and_the_first_writes_tokens(tmp_path, shell):
+def test_two_processes_train_what_one_does_and_the_first_writes_tokens(tmp_path, environment):
     one = vqcpc_gan(tmp_path, {"steps": 4})
     write_notes(one, train=6)
     shutil.copytree(one.folder, tmp_path / "two")
@@ -190,11 +190,8 @@ def test_two_processes_train_what_one_does_and_the_first_writes_tokens(tmp_path,
         " from tokkata.gan.prepare import prepare; prepare(load_recipe(pathlib.Path(sys.argv[1])))"
     )
     write_text(tmp_path / "program.py", program)
-    result = shell(
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *(tmp_path / "program.py", tmp_path / "two.yaml"),
-        ACCELERATE_USE_CPU="true",
-    )
+    environ = {**environment, "ACCELERATE_USE_CPU": "true"}
+    result = run_forked(tmp_path, 2, environ, tmp_path / "program.py", tmp_path / "two.yaml")
     assert result.returncode == 0, result.stderr
     folders = [tmp_path / name / "encoder" for name in ("run", "two")]
     expected, found = (load_file(folder / "model" / "model.safetensors") for folder in folders)

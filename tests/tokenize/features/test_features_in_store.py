@@ -1,8 +1,5 @@
 """The stage tokenize with features: what readers find, in any number of processes, and what is refused."""
 
-import shlex
-import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
@@ -17,6 +14,7 @@ from tokkata.core.errors import UserError
 from tokkata.core.recipe import check_recipe, load_recipe
 from tokkata.core.run import run_stage, stage_states
 from tokkata.core.schema_features import MelodyFeature, StyleFeature
+from tokkata.tests.forked import run_forked
 from tokkata.tests.made_networks import save_t5
 from tokkata.tests.tokenize.frame_codec import INFO, FrameCodec
 from tokkata.tokenize.corpus import Clip
@@ -196,9 +194,12 @@ def test_codes_do_not_depend_on_features(store, values, tmp_path):
 def test_two_processes_write_what_one_does(store, values, features, environment, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(values(tmp_path / "runs", features)))
-    launcher = shlex.split("-m torch.distributed.run --standalone --nproc_per_node 2")
-    command = [sys.executable, *launcher, "-m", "tokkata.tokenize.encode", str(recipe), "name=two"]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from tokkata.core.run import stage_main; from tokkata.tokenize.encode import tokenize;"
+        " stage_main('tokenize', tokenize)"
+    )
+    process = run_forked(tmp_path, 2, environment, program, recipe, "name=two")
     assert process.returncode == 0, process.stderr
     assert files(load_recipe(recipe, ["name=two"]).folder / "tokens") == files(store.folder)
 
