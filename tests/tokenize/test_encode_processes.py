@@ -1,7 +1,6 @@
 """The stage tokenize in many processes, and killed: the same set of bytes as from one undisturbed process."""
 
 import json
-import multiprocessing
 import random
 import shlex
 import signal
@@ -15,8 +14,8 @@ import soundfile
 
 from tokkata.core.recipe import load_recipe
 from tokkata.core.run import run_stage
+from tokkata.tests.forked import fork
 from tokkata.tokenize.encode import tokenize
-from tokkata.tokenize.families.codec_dac import HubDac
 from tokkata.tokenize.store import TokenStore, read_rejects
 
 NUM_CLIPS = 22
@@ -84,13 +83,9 @@ def test_killed_at_any_moment(recipe, undisturbed):
     """SIGKILL several times, each a little after one more shard has appeared."""
     values = load_recipe(recipe, ["name=killed"])
     tokens = values.folder / "tokens"
-    # Imports take longer than all the rest: they are done once, in a process that the others are forked from.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([tokenize.__module__, HubDac.__module__])
     chance = random.Random(0)
     for wanted in range(5):
-        process = context.Process(target=run_stage, args=(values, "tokenize", tokenize))
-        process.start()
+        process = fork(run_stage, values, "tokenize", tokenize)
         while process.is_alive() and len(list(tokens.glob("data-*"))) < wanted:
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.1))

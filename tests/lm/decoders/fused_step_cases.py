@@ -258,7 +258,7 @@ def test_generation_is_that_of_the_plain_decoder(shape: dict[str, object], sampl
     fused._prepared, plain._prepared = GraphTransformer(lm, use_kernels=True), PlainTransformer(lm)
     for seed in range(2):  # the second time in the buffers of the first
         found, expected = (
-            generator.generate(3 if IS_INTERPRETED else 80, conditions=given(seed), sampling=sampling)
+            generator.generate(2 if IS_INTERPRETED else 80, conditions=given(seed), sampling=sampling)
             for generator in (fused, plain)
         )
         if IS_INTERPRETED:

@@ -5,8 +5,6 @@ much of them: an entry that is as near as another one, a gradient near 0. In flo
 is no matter of rounding.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from tokkata.core.audio import write_wav
 from tokkata.core.files import read_jsonl
 from tokkata.core.recipe import dump_recipe
 from tokkata.core.run import run_stage
+from tokkata.tests.forked import run_forked
 from tokkata.tokenize.training.prepare import prepare
 
 ADVERSARIAL = {"periods": [], "fft_sizes": [64], "bands": [[0.0, 1.0]], "start_step": 2}
@@ -71,28 +70,19 @@ def test_two_processes_are_one(model, tiny_recipe, tmp_path, environment):
                 "test_fraction": 0.0,
             },
             model={**model, "stft_weight": 1.0, "adversarial": ADVERSARIAL},
-            train={"batch_size": 8, "steps": 4, "save_every": 4, "crop_s": 0.2, "log_every": 1},
+            train={"batch_size": 4, "steps": 4, "save_every": 4, "crop_s": 0.2, "log_every": 1},
         )
         for name in ("one", "two")
     ]
     for recipe in recipes:
         run_stage(recipe, "prepare", prepare)
     # Both in processes of their own: windows that another test has computed in float32 are kept in memory.
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    for recipe, starter, settings in zip(
-        recipes, ((), launcher), ((), ("train.grad_accumulation=2",)), strict=True
-    ):
+    program = Path(__file__).with_name("in_float64.py")
+    environ = {**environment, "ACCELERATE_USE_CPU": "true"}
+    for number, recipe in enumerate(recipes, start=1):
         path = tmp_path / f"{recipe.name}.yaml"
         path.write_text(dump_recipe(recipe), encoding="utf-8")
-        program = (str(Path(__file__).with_name("in_float64.py")), str(path), *settings)
-        ended = subprocess.run(
-            [sys.executable, *starter, *program],
-            env={**environment, "ACCELERATE_USE_CPU": "true"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        ended = run_forked(tmp_path, number, environ, program, path, f"train.grad_accumulation={number}")
         assert ended.returncode == 0, ended.stderr
     weights = [
         load_file(recipe.folder / "checkpoints" / "step-000004" / "model.safetensors") for recipe in recipes
