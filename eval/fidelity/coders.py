@@ -31,6 +31,9 @@ Item = TypeVar("Item")
 WINDOW_S = 20.0
 """Longer clips go through a codec in windows of this length, as `tokenize.window_s` has it."""
 
+SILENT = 1e-4
+"""A frame with no sample above this (-80 dB of full scale) is silent."""
+
 OPUS_KBPS = (6, 8, 12, 16, 24, 32, 64)
 """Bitrates of Opus that codecs are set beside."""
 
@@ -83,6 +86,8 @@ class Coded:
     """Of the stream, where it is a file."""
     counts: Tensor | None = None  # [K, V] int64
     """How often each entry of each codebook occurs."""
+    sounding: Tensor | None = None  # [K, V] int64
+    """The same over the frames that are not silent."""
     latents: LatentStats | None = None
 
 
@@ -123,8 +128,30 @@ class CodecCoder(Coder):
             blocks = encoding.without(clip.blocks())
             encoded = encode_long(codec, blocks, clip.num_samples, self._window_frames)
         pieces = decode_long(codec, encoded.codes, clip.num_samples, self._window_frames, encoded.gains)
-        counts = [torch.bincount(one, minlength=codec.codebook_size) for one in encoded.codes]
-        return Coded(decoding.during(pieces), encoding, decoding, counts=torch.stack(counts))
+        sounds = _sounds(clip, encoded.codes.shape[1])
+        return Coded(
+            decoding.during(pieces),
+            encoding,
+            decoding,
+            counts=_counts(encoded.codes, codec.codebook_size),
+            sounding=_counts(encoded.codes[:, sounds], codec.codebook_size),
+        )
+
+
+def _counts(codes: Tensor, codebook_size: int) -> Tensor:
+    """How often each entry occurs in `[K, T]`: `[K, V]`."""
+    return torch.stack([torch.bincount(one, minlength=codebook_size) for one in codes])
+
+
+def _sounds(clip: AudioStream, num_frames: int) -> Tensor:
+    """Which frames `[T]` are not silent, if all of them last equally long."""
+    peaks = np.zeros(num_frames, dtype=np.float32)
+    start = 0
+    for block in clip.blocks():
+        samples = np.arange(start, start + block.shape[1])
+        np.maximum.at(peaks, samples * num_frames // clip.num_samples, np.abs(block).max(axis=0))
+        start += block.shape[1]
+    return torch.from_numpy(peaks > SILENT)
 
 
 class LatentCoder(CodecCoder):

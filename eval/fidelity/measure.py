@@ -79,6 +79,10 @@ class CoderScores:
     codebooks: CodebookUse | None
     unused: list[int] | None
     """Entries of each codebook that never occurred in these clips."""
+    sounding_efficiency: float | None
+    """The codebooks' efficiency over frames that are not silent: silence is always coded alike."""
+    sounding_share: float | None
+    """The share of such frames."""
     latents: LatentUse | None
     clips: dict[str, ClipScores]
     """By the name of the clip."""
@@ -233,6 +237,7 @@ class _One:
     decode_s: float
     num_bits: float | None
     counts: torch.Tensor | None
+    sounding: torch.Tensor | None
     latents: LatentStats | None
     stats: GaussianStats
     excerpt: np.ndarray | None  # [C, N]
@@ -261,6 +266,7 @@ def _one(way: Coder, whole: AudioStream, embedding: Embedding, keep: bool) -> _O
         decode_s=coded.decoding.seconds,
         num_bits=coded.num_bits,
         counts=coded.counts,
+        sounding=coded.sounding,
         latents=coded.latents,
         stats=stats,
         excerpt=excerpt,
@@ -301,6 +307,7 @@ class _Total:
     decode_s: float = 0.0
     num_bits: float | None = None
     counts: torch.Tensor | None = None
+    sounding: torch.Tensor | None = None
     latents: LatentStats | None = None
     stats: GaussianStats | None = None
 
@@ -314,6 +321,8 @@ class _Total:
             self.num_bits = (self.num_bits or 0.0) + one.num_bits
         if one.counts is not None:
             self.counts = one.counts if self.counts is None else self.counts + one.counts
+        if one.sounding is not None:
+            self.sounding = one.sounding if self.sounding is None else self.sounding + one.sounding
         if one.latents is not None:
             self.latents = one.latents if self.latents is None else self.latents.merge(one.latents)
         self.stats = one.stats if self.stats is None else self.stats.merge(one.stats)
@@ -323,6 +332,10 @@ class _Total:
         assert self.stats is not None
         way, codec = self.way, self.way.codec if isinstance(self.way, CodecCoder) else None
         use = None if self.counts is None else codebook_use(self.counts)
+        efficiency = share = None
+        if self.counts is not None and self.sounding is not None:
+            share = float(self.sounding.sum() / self.counts.sum())
+            efficiency = codebook_use(self.sounding).efficiency if share else None
         bitrate = self.num_bits / self.duration_s / 1000 if self.num_bits is not None else None
         effective = None
         if codec is not None and use is not None:
@@ -344,6 +357,8 @@ class _Total:
             decode_speed=self.duration_s / self.decode_s,
             codebooks=use,
             unused=None if use is None or codec is None else [codec.codebook_size - n for n in use.used],
+            sounding_efficiency=efficiency,
+            sounding_share=share,
             latents=None if self.latents is None or codec is None else _latent_use(codec, self.latents),
             clips=self.clips,
         )

@@ -50,9 +50,13 @@ def contents(scores: Fidelity) -> Iterator[str]:
     for row in scores.rows:
         if row.codebooks is not None and row.unused is not None:
             used = ", ".join(map(str, row.codebooks.used))
+            sounding = ""
+            if row.sounding_share is not None and row.sounding_efficiency is not None:
+                efficiency, share = row.sounding_efficiency, row.sounding_share
+                sounding = f" ({efficiency:.1%} of the {share:.1%} that are not silent)"
             yield (
-                f"{row.name}: codebook efficiency {row.codebooks.efficiency:.1%}; entries used: {used};"
-                f" never used: {sum(row.unused)}"
+                f"{row.name}: codebook efficiency {row.codebooks.efficiency:.1%} of all frames{sounding};"
+                f" entries used: {used}; never used: {sum(row.unused)}"
             )
         if row.latents is not None:
             mean, std = row.latents.mean, row.latents.std

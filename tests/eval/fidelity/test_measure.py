@@ -16,6 +16,7 @@ from tokkata.eval.fidelity.table import table
 from tokkata.eval.frechet import GaussianStats, frechet_distance
 from tokkata.tests.eval.fidelity.made_codecs import INFO, K, NoisyCodec, V
 from tokkata.tokenize.codec import load_codec
+from tokkata.tokenize.fidelity import codebook_efficiency
 
 
 def run(codecs, items, embedding, **settings):
@@ -39,7 +40,21 @@ def test_the_figures_of_a_known_codec(waves, as_items, noisy_codec, no_opus, qui
     assert row.codebooks.entropy_bits == pytest.approx([0.0, 1.0])
     assert row.codebooks.efficiency == pytest.approx(1 / (K * math.log2(V)))
     assert row.effective_kbps == pytest.approx(50 * 1.0 / 1000)
+    assert (row.sounding_share, row.sounding_efficiency) == (1.0, row.codebooks.efficiency)
     assert row.latents is None
+
+
+def test_silent_frames_are_told_apart(waves, as_items, tiny_codec, no_opus, quick_embedding):
+    codec = load_codec(str(tiny_codec))
+    halves = [np.concatenate([wave, np.zeros_like(wave)]) for wave in waves]
+    (row,) = run({"tiny": codec}, as_items(halves), quick_embedding).fidelity.rows
+    # A frame that holds a single sound sample sounds.
+    codes = [codec.encode(torch.from_numpy(half)[None, None])[0] for half in halves]
+    sounding = torch.cat([one[:, : one.shape[1] // 2] for one in codes], dim=1)
+    assert row.sounding_share == pytest.approx(0.5)
+    assert row.sounding_efficiency == pytest.approx(
+        codebook_efficiency(sounding[None], codec.codebook_size).efficiency
+    )
 
 
 def test_the_frechet_distance_is_that_of_the_sets(waves, as_items, tiny_codec, no_opus, quick_embedding):
