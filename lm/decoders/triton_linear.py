@@ -161,6 +161,7 @@ def _linear(
         if EPILOGUE == "add":
             residual = tl.load(out, mask=is_output, other=0.0)
         if NORM == "layernorm":
+            # Both moments in one sum. It loses digits where a row's mean is far above its deviation.
             moments = tl.sum(tl.join(tl.join(a, b), tl.join(a * a, b * b)), 0) / NUM_INPUTS
             mean, square = tl.split(moments)
             mean_a, mean_b = tl.split(mean)
