@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/tokkata run recipes/quickstart.yaml
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # Speed beside other projects on this machine, which should do nothing else. `make bench BENCH=--quick` is short.
 bench: $(VENV)/installed
