@@ -53,7 +53,8 @@ def brute_share(query, clip, window):
 def test_every_common_run_of_13_frames_is_found(tmp_path_factory, seed, length, start, before, after):
     clips = [made([seed, 0], 90), made([seed, 1], start + length + 7), made([seed, 2], 50)]
     run = clips[1][:, start : start + length]
-    query = np.concatenate([made([seed, 3], before), run, made([seed, 4], after)], axis=1)
+    # What surrounds the run is of other tokens, so that the run is not longer by chance.
+    query = np.concatenate([1024 + made([seed, 3], before), run, 1024 + made([seed, 4], after)], axis=1)
     index = index_of(tmp_path_factory.mktemp("copies"), clips)
     match = index.search(query, window_frames=length)
     assert match.is_exact
