@@ -26,7 +26,7 @@ def gather(items: Sequence[Item]) -> list[Item]:
         dist.init_process_group("gloo", timeout=TIMEOUT)
     parts: list[Sequence[Item] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, items)
-    # Gloo's thread still has to drop its tensors, for which it needs the interpreter: where it first asks while
-    # that is shutting down, the process is aborted, its work done.
+    # Gloo's thread still has to drop its tensors, for which it needs the interpreter: where it asks for that
+    # while the process ends, the process is aborted, its work done.
     time.sleep(0.02)
     return [item for part in parts if part is not None for item in part]
