@@ -116,6 +116,9 @@ def codebook_use(counts: Tensor) -> CodebookUse:
 
 def codebook_efficiency(codes: Tensor, codebook_size: int) -> CodebookUse:
     """`codebook_use` of codes `[B, K, T]`."""
-    return codebook_use(
-        torch.stack([torch.bincount(of_one.flatten(), minlength=codebook_size) for of_one in codes.unbind(1)])
-    )
+    return codebook_use(codebook_counts(codes, codebook_size))
+
+
+def codebook_counts(codes: Tensor, codebook_size: int) -> Tensor:
+    """How often each entry of each codebook occurs in codes `[B, K, T]`: `[K, V]` int64."""
+    return torch.stack([torch.bincount(one.flatten(), minlength=codebook_size) for one in codes.unbind(1)])

@@ -24,6 +24,7 @@ from ...core.audio_stream import AudioStream, open_audio
 from ...core.errors import UserError
 from ...tokenize.chunking import decode_latents_long, decode_long, encode_latents_long, encode_long
 from ...tokenize.codec import Codec
+from ...tokenize.fidelity import codebook_counts
 from ...tokenize.latent_stats import LatentStats
 
 Item = TypeVar("Item")
@@ -125,33 +126,28 @@ class CodecCoder(Coder):
         """Codes, and the gains of those codecs that have them."""
         codec, encoding, decoding = self.codec, Clock(), Clock()
         with encoding:
-            blocks = encoding.without(clip.blocks())
+            peaks = np.zeros(codec.num_frames(clip.num_samples), dtype=np.float32)
+            blocks = encoding.without(_noting_peaks(clip, peaks))
             encoded = encode_long(codec, blocks, clip.num_samples, self._window_frames)
         pieces = decode_long(codec, encoded.codes, clip.num_samples, self._window_frames, encoded.gains)
-        sounds = _sounds(clip, encoded.codes.shape[1])
+        sounds = torch.from_numpy(peaks > SILENT)
         return Coded(
             decoding.during(pieces),
             encoding,
             decoding,
-            counts=_counts(encoded.codes, codec.codebook_size),
-            sounding=_counts(encoded.codes[:, sounds], codec.codebook_size),
+            counts=codebook_counts(encoded.codes[None], codec.codebook_size),
+            sounding=codebook_counts(encoded.codes[None, :, sounds], codec.codebook_size),
         )
 
 
-def _counts(codes: Tensor, codebook_size: int) -> Tensor:
-    """How often each entry occurs in `[K, T]`: `[K, V]`."""
-    return torch.stack([torch.bincount(one, minlength=codebook_size) for one in codes])
-
-
-def _sounds(clip: AudioStream, num_frames: int) -> Tensor:
-    """Which frames `[T]` are not silent, if all of them last equally long."""
-    peaks = np.zeros(num_frames, dtype=np.float32)
+def _noting_peaks(clip: AudioStream, peaks: np.ndarray) -> Iterator[np.ndarray]:
+    """The clip's blocks; `peaks` `[T]`, zeros at first, become those of frames that all last equally long."""
     start = 0
     for block in clip.blocks():
         samples = np.arange(start, start + block.shape[1])
-        np.maximum.at(peaks, samples * num_frames // clip.num_samples, np.abs(block).max(axis=0))
+        np.maximum.at(peaks, samples * len(peaks) // clip.num_samples, np.abs(block).max(axis=0))
         start += block.shape[1]
-    return torch.from_numpy(peaks > SILENT)
+        yield block
 
 
 class LatentCoder(CodecCoder):
