@@ -202,6 +202,7 @@ def generate(
     top_p: lm_commands.TopP = None,
     cfg_scale: lm_commands.CfgScale = None,
     weights: lm_commands.WeightsFormat = None,
+    assumed_noise: lm_commands.AssumedNoise = None,
     label: lm_commands.LabelValues = None,
     pitch: lm_commands.Pitches = None,
     tags: lm_commands.TagSets = None,
@@ -246,6 +247,7 @@ def generate(
         "top_k": top_k,
         "top_p": top_p,
         "weights": weights,
+        "assumed_noise": assumed_noise,
         "prompt": prompt,
         "prompt_seconds": prompt_seconds,
     }

@@ -29,7 +29,7 @@ from .schema_generate import (
     Generate,
     refuse_other_family,
 )
-from .schema_models import LanguageModelSection, Model, TransformerModel
+from .schema_models import LanguageModelSection, Model, SampleSection, TransformerModel
 from .schema_trained_codecs import DacModel, EncodecModel, MelVaeModel, TrainedCodec, VaeModel
 from .sections import (
     NOT_BOOL,
@@ -289,6 +289,23 @@ class Recipe(Section):
         if isinstance(self.model, TrainedCodec) and self.codec is not None:
             raise ValueError(
                 f"model '{self.model.kind}' is a codec and is trained on audio: remove the section 'codec'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_assumed_noise(self) -> Self:
+        level = getattr(self.generate, "assumed_noise", None)
+        if level is None:
+            return self
+        if not isinstance(self.model, SampleSection) or not self.model.tell_noise:
+            raise ValueError(
+                "generate.assumed_noise is for sample-level models that are told how noisy what they see is:"
+                " leave it out, or set model.input_noise and model.tell_noise"
+            )
+        if level > self.model.input_noise:
+            raise ValueError(
+                f"generate.assumed_noise {level:g} is above {self.model.input_noise:g}, the most noise that"
+                " the model is trained with (model.input_noise)"
             )
         return self
 

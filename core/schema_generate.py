@@ -47,6 +47,9 @@ class Generate(GenerateSection):
     this much of the one before; null: two fifths of it."""
     weights: Literal["fp32", "bf16", "int8"] = "fp32"
     """Number format of the weights that generation reads: bf16 and int8 are faster, and round."""
+    assumed_noise: Annotated[float, Field(ge=0.0), NOT_BOOL] | None = None
+    """For models with `tell_noise`: how noisy (in classes) a model takes its own samples to be. The more, the
+    less of its errors it goes on with, and the less of what is fine. null: half of `input_noise`."""
 
 
 Sampler = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "euler", "heun", "consistency"]

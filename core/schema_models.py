@@ -183,7 +183,24 @@ WAVENET_PRESETS: dict[str, dict[str, int]] = {
 """Receptive fields at 16 kHz: 0.32 s and 0.38 s."""
 
 
-class WaveNetModel(_SummedSection):
+class SampleSection(_SummedSection):
+    """What models over single samples are asked besides."""
+
+    input_noise: Annotated[float, Field(ge=0.0), NOT_BOOL] = 0.0
+    """Standard deviation, in classes, of noise on the samples that the model sees in training, while it
+    predicts the clean ones: it learns to correct the errors that it makes when it generates."""
+    tell_noise: bool = False
+    """Whether `input_noise` is the most that a clip gets, and the model is told how much it is: then it needs
+    no more bits for clean samples, and `generate.assumed_noise` says how far it trusts itself."""
+
+    @model_validator(mode="after")
+    def _check_noise(self) -> Self:
+        if self.tell_noise and not self.input_noise:
+            raise ValueError("tell_noise needs noise to tell of: give input_noise, such as 8")
+        return self
+
+
+class WaveNetModel(SampleSection):
     """A WaveNet (arXiv:1609.03499) over samples: over the codecs `mulaw` and `linear`."""
 
     kind: Literal["wavenet"]
@@ -204,9 +221,6 @@ class WaveNetModel(_SummedSection):
     """Width of the path from all layers to the output."""
     condition_channels: PositiveInt = 64
     """Width of a condition before it enters the layers."""
-    input_noise: Annotated[float, Field(ge=0.0), NOT_BOOL] = 0.0
-    """Standard deviation, in classes, of noise on the samples that the model sees in training, while it
-    predicts the clean ones: it learns to correct the errors that it makes when it generates."""
 
     @model_validator(mode="before")
     @classmethod
@@ -253,7 +267,7 @@ class RNNModel(_SummedSection):
     """Dropout on the input and between the layers while training."""
 
 
-class SampleRNNModel(_SummedSection):
+class SampleRNNModel(SampleSection):
     """A SampleRNN (arXiv:1612.07837) over samples: over the codecs `linear` and `mulaw`. It is trained on
     consecutive chunks of `train.crop_s`, with its state carried from one to the next."""
 
@@ -269,9 +283,6 @@ class SampleRNNModel(_SummedSection):
     """Recurrent layers in each tier."""
     embedding_dim: PositiveInt = 256
     """Width of a sample's embedding in the last tier."""
-    input_noise: Annotated[float, Field(ge=0.0), NOT_BOOL] = 0.0
-    """Standard deviation, in classes, of noise on the samples that the model sees in training, while it
-    predicts the clean ones: it learns to correct the errors that it makes when it generates."""
 
     @model_validator(mode="after")
     def _check_frame_sizes(self) -> Self:

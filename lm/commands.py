@@ -48,6 +48,13 @@ CfgScale = Annotated[
 WeightsFormat = Annotated[
     str | None, typer.Option(metavar="fp32|bf16|int8", help="Weights as they are read. Default: fp32.")
 ]
+AssumedNoise = Annotated[
+    float | None,
+    typer.Option(
+        metavar="CLASSES",
+        help="How noisy a model with tell_noise takes its own samples to be. Default: half of the most.",
+    ),
+]
 LabelValues = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="NAME=VALUE[,VALUE…]", help="For all clips, or one a clip in turn."),
@@ -137,6 +144,7 @@ def generate_from_model(
     top_p: float | None = None,
     cfg_scale: float | None = None,
     weights: str | None = None,
+    assumed_noise: float | None = None,
     label: Sequence[str] | None = None,
     tags: Sequence[str] | None = None,
     text: Sequence[str] | None = None,
@@ -161,6 +169,7 @@ def generate_from_model(
     from .clips import Clips, write_clips
     from .decoders.decoder import Weights
     from .generate import Generator
+    from .input_noise import assume_noise
     from .load import codec_of, load_lm
     from .prompt import encode_prompt
     from .sampling import Sampling
@@ -182,6 +191,8 @@ def generate_from_model(
     hide_library_bars()
     where = device_named(device) if device else best_device()
     lm = load_lm(source, device=where)
+    if assumed_noise is not None:
+        assume_noise(lm, assumed_noise)
     config = lm.config
     told = told_by_options(config.conditions, label or (), tags or (), text or (), melody, style)
     num = told.num_clips if num is None else num

@@ -1,4 +1,4 @@
-"""What is particular to classes that have an order, as quantised samples do: first weights, and noise.
+"""First weights for classes that have an order, as quantised samples do.
 
 A table of unrelated random rows says that neighbouring amplitudes have nothing in common, and a sample-level
 model spends its first thousands of steps on finding out that they have. Rows of cosines of the class's
@@ -26,15 +26,3 @@ def ordered_rows(num_classes: int, width: int) -> Tensor:
     periods = MAX_PERIODS * torch.rand(width).square()  # slow ones are more frequent than fast ones
     phases = torch.rand(width)
     return math.sqrt(2) * torch.cos(2 * math.pi * (periods * position[:, None] + phases))
-
-
-# After FFTNet (Jin et al., ICASSP 2018), which is trained on slightly noisy samples.
-def with_noise(codes: Tensor, std: float, num_classes: int) -> Tensor:
-    """Codes moved by Gaussian noise of `std` classes, rounded; what is no class (special tokens) stays.
-
-    A model that generates sees its own errors, which training never shows it. One that is trained to predict
-    the clean sample after noisy ones corrects them instead of adding to them.
-    """
-    noise = (std * torch.randn(codes.shape, device=codes.device)).round().long()
-    moved = (codes + noise).clamp(0, num_classes - 1)
-    return torch.where((codes >= 0) & (codes < num_classes), moved, codes)

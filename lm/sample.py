@@ -30,6 +30,7 @@ from ..tokenize.store import TokenStore
 from .batches import TokenBatches
 from .clips import Clips, write_clips
 from .generate import Generator
+from .input_noise import assume_noise
 from .language_model import LanguageModel
 from .load import load_lm
 from .sampling import Sampling
@@ -106,6 +107,8 @@ def write_samples(
         {"labels": labels, "source_id": source_id, "prompt_s": config.prompt_s}
         for labels, source_id in zip(requests.labels, requests.source_ids, strict=True)
     ]
+    if config.assumed_noise is not None:
+        assume_noise(lm, config.assumed_noise)
     write_clips(
         folder,
         Generator(lm, weights=config.weights),

@@ -26,14 +26,16 @@ from ..core.conditioner import Conditioner
 from ..core.conditions import GivenConditions
 from ..core.errors import UserError
 from .decoders.step_program import Buffer, Clock, Embed, Initial, Linear, Operation, Place, Program, whole
+from .input_noise import InputNoise, with_noise
 from .language_model import LMLoss
-from .ordered_classes import ordered_rows, with_noise
+from .ordered_classes import ordered_rows
 from .rnn import Cell, cell_name, hidden_name, make_rnn, rnn_operations
 from .step_model import StepConfig, StepModel, token_loss
 
 State = dict[str, Tensor]
-"""What a chunk leaves to the next one, [B, …] each: `last` [B, F] int64, the samples before the next one; for
-tier i `hidden i` and, of an LSTM, `cell i` [B, layers, D]."""
+"""What a chunk leaves to the next one, [B, …] each: `last` [B, F] int64, the samples before the next one;
+`noise` [B], where it is told, the level of noise in the recording; for tier i `hidden i` and, of an LSTM,
+`cell i` [B, layers, D]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,8 @@ class SampleRNNConfig(StepConfig):
     """Width of a sample's embedding in the last tier."""
     input_noise: float = 0.0
     """Standard deviation, in classes, of the noise on what the model sees in training."""
+    tell_noise: bool = False
+    """Whether that is the most, each row has its own, and the model is told how much."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,8 +163,9 @@ class SampleRNN(StepModel):
             for frame_size, ratio in zip(config.frame_sizes, config.ratios, strict=True)
         )
         self.conditioner = Conditioner(config.conditions, dim)
+        self.noise = InputNoise(config.input_noise, config.tell_noise, dim)
         self.condition_projections = nn.ModuleList(
-            nn.Linear(dim, dim, bias=False) for _ in self.tiers if len(config.conditions)
+            nn.Linear(dim, dim, bias=False) for _ in self.tiers if len(config.conditions) or config.tell_noise
         )
         self.embedding = nn.Embedding(size + 1, config.embedding_dim)
         with torch.no_grad():
@@ -186,7 +191,8 @@ class SampleRNN(StepModel):
         ]
         last = torch.full((batch_size, config.frame_sizes[0]), config.special)
         zeros = torch.zeros(batch_size, config.num_layers, config.dim)
-        return {name: zeros.clone() for name in names} | {"last": last}
+        state = {name: zeros.clone() for name in names} | {"last": last}
+        return state | {"noise": torch.zeros(batch_size)} if config.tell_noise else state
 
     # ------------------------------------------------------------------------------------------ prediction
 
@@ -210,8 +216,8 @@ class SampleRNN(StepModel):
         padded = F.pad(codes, (0, -num_steps % slowest), value=config.special)
         sequence = torch.cat([last, padded], dim=1)
         values = self.values[sequence]
-        after: State = {"last": sequence[:, -slowest:]}
-        added = self.conditioner(conditions or {}, len(codes)).added
+        after: State = state | {"last": sequence[:, -slowest:]}
+        added = self.noise.join(self.conditioner(conditions or {}, len(codes)).added, state.get("noise"))
         above: Tensor | None = None
         for i, tier in enumerate(self.tiers):
             assert isinstance(tier, Tier)
@@ -257,9 +263,15 @@ class SampleRNN(StepModel):
             state = {name: one.to(codes.device) for name, one in self.empty_state(len(codes)).items()}
             begins = torch.ones(len(codes), dtype=torch.bool, device=codes.device)
         assert begins is not None
+        levels = torch.zeros(len(codes), device=codes.device)
         seen = codes[:, 0]
         if self.training and self.config.input_noise:
-            seen = with_noise(seen, self.config.input_noise, self.config.codebook_size)
+            levels = self.noise.draw(len(codes), codes.device)
+            if self.config.tell_noise:  # a recording keeps the level that it begins with
+                levels = torch.where(begins, levels, state["noise"])
+            seen = with_noise(seen, levels[:, None], self.config.codebook_size)
+        if self.config.tell_noise:
+            state = state | {"noise": levels}
         logits, after = self._predict(seen, conditions, state, begins)
         loss = token_loss([logits], codes, special)
         return StatefulLoss(loss.mean, loss.num_tokens, loss.per_codebook, after)
@@ -316,7 +328,8 @@ class SampleRNN(StepModel):
     def initial_state(self, conditions: GivenConditions, num_rows: int) -> Initial:
         """The learned states, and what the conditions add to the gates of each tier."""
         initial: dict[str, Tensor] = {}
-        added = self.conditioner(conditions, num_rows).added
+        levels = self.noise.assumed_levels(num_rows, self.device)
+        added = self.noise.join(self.conditioner(conditions, num_rows).added, levels)
         for i, tier in enumerate(self.tiers):
             assert isinstance(tier, Tier)
             for layer in range(self.config.num_layers):

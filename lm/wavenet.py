@@ -22,7 +22,8 @@ from ..core.conditioner import Conditioner
 from ..core.conditions import Condition, Conditions, GivenConditions
 from ..core.errors import UserError
 from .decoders.step_program import Buffer, Clock, Embed, Initial, Linear, Operation, Place, Program, whole
-from .ordered_classes import ordered_rows, with_noise
+from .input_noise import InputNoise, with_noise
+from .ordered_classes import ordered_rows
 from .step_model import StepConfig, StepModel
 
 
@@ -48,6 +49,8 @@ class WaveNetConfig(StepConfig):
     """D."""
     input_noise: float = 0.0
     """Standard deviation, in classes, of the noise on what the model sees in training."""
+    tell_noise: bool = False
+    """Whether that is the most, each row has its own, and the model is told how much."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,9 +144,10 @@ class WaveNet(StepModel):
         width = config.condition_channels
         self.conditioner = Conditioner(steady, width) if len(steady) else None
         self.local_projections = nn.ModuleDict({c.name: nn.Linear(c.width, width) for c in self.local})
+        self.noise = InputNoise(config.input_noise, config.tell_noise, width)
         self.condition_projection = (
             nn.Linear(width, 2 * config.gate_channels * num_layers, bias=False)
-            if len(config.conditions)
+            if len(config.conditions) or config.tell_noise
             else None
         )
         self._init_weights()
@@ -168,11 +172,13 @@ class WaveNet(StepModel):
 
     def logits(self, tokens: Tensor, conditions: GivenConditions | None = None) -> Tensor:
         """See `StepModel.logits`. Local conditions begin with the first step."""
+        levels = torch.zeros(len(tokens), device=tokens.device)
         if self.training and self.config.input_noise:
-            tokens = with_noise(tokens, self.config.input_noise, self.config.codebook_size)
+            levels = self.noise.draw(len(tokens), tokens.device)
+            tokens = with_noise(tokens, levels[:, None, None], self.config.codebook_size)
         num_steps = tokens.shape[2]
         x = self._embed(tokens)
-        found = self._conditions(conditions or {}, tokens.shape[0])  # [B, N, L 2 G]
+        found = self._conditions(conditions or {}, levels)  # [B, N, L 2 G]
         states = None if found is None else self._state_of_steps(num_steps, found.shape[1], tokens.device)
         skips = x.new_zeros(1, 1, self.config.skip_channels)
         for i, layer in enumerate(self.blocks):
@@ -195,15 +201,16 @@ class WaveNet(StepModel):
         found = F.embedding_bag(rows, self.table.view(-1, width), mode="sum")
         return found.view(tokens.shape[0], tokens.shape[2], width)
 
-    def _conditions(self, given: GivenConditions, batch_size: int) -> Tensor | None:
-        """What conditions add to the gates of all layers [B, N, L 2 G]; N is 1 if none of them is local."""
+    def _conditions(self, given: GivenConditions, levels: Tensor) -> Tensor | None:
+        """What conditions and noise add to the gates of all layers [B, N, L 2 G]; N is 1 if none is local."""
         if self.condition_projection is None:
             return None
         weight = self.condition_projection.weight
+        batch_size = len(levels)
         total = weight.new_zeros(batch_size, 1, weight.shape[1])
-        if self.conditioner is not None:
-            added = self.conditioner(given, batch_size).added
-            assert added is not None
+        steady = None if self.conditioner is None else self.conditioner(given, batch_size).added
+        added = self.noise.join(steady, levels)
+        if added is not None:
             total = total + added[:, None]
         for condition in self.local:
             one = given.get(condition.name)
@@ -294,7 +301,7 @@ class WaveNet(StepModel):
 
     def initial_state(self, conditions: GivenConditions, num_rows: int) -> Initial:
         """The conditions of every layer, at the rate of the fastest one."""
-        found = self._conditions(conditions, num_rows)
+        found = self._conditions(conditions, self.noise.assumed_levels(num_rows, self.device))
         return {} if found is None else {"condition": found.transpose(0, 1).contiguous()}
 
 

@@ -190,6 +190,15 @@ MODELS = (
             "model: dim 30 must be a multiple of 2 * num_heads = 4 (heads need an even width)",
         ),
         ("codec=", "a transformer is trained on tokens: add a section 'codec', such as 'kind: pocket'"),
+        (
+            "model={kind: wavenet, tell_noise: true}",
+            "model: tell_noise needs noise to tell of: give input_noise, such as 8",
+        ),
+        (
+            "generate.assumed_noise=2",
+            "generate.assumed_noise is for sample-level models that are told how noisy what they see is:"
+            " leave it out, or set model.input_noise and model.tell_noise",
+        ),
         ("model.kind=7", f"'model.kind' cannot be '7': {MODELS} is expected"),
     ],
 )
@@ -254,7 +263,7 @@ OF_ALL = "batch_size, duration_s, labels_from, num_clips, seed, untrained_baseli
             "transformer",
             "steps",
             "generate.steps is a setting of diffusion models, and 'transformer' is not one: language models"
-            " have cfg_scale, overlap_s, prompt_s, temperature, top_k, top_p, weights",
+            " have assumed_noise, cfg_scale, overlap_s, prompt_s, temperature, top_k, top_p, weights",
         ),
         (
             "dit",
@@ -266,6 +275,14 @@ OF_ALL = "batch_size, duration_s, labels_from, num_clips, seed, untrained_baseli
 )
 def test_a_setting_of_another_family_of_models(recipe_file, kind, setting, sentence):
     assert faults(recipe_file, f"model={{kind: {kind}}}", f"generate.{setting}=2") == [sentence]
+
+
+def test_a_model_assumes_no_more_noise_than_it_meets(recipe_file):
+    model = "model={kind: wavenet, input_noise: 4, tell_noise: true}"
+    assert faults(recipe_file, model, "generate.assumed_noise=5") == [
+        "generate.assumed_noise 5 is above 4, the most noise that the model is trained with"
+        " (model.input_noise)"
+    ]
 
 
 def test_each_of_several_faults_gets_a_line(recipe_file):

@@ -17,6 +17,7 @@ from tokkata.lm.causal_conv import CausalConvConfig, CausalConvLM
 from tokkata.lm.decoders.step_decoder import Executor, ProgramDecoder
 from tokkata.lm.decoders.step_program_native import NativeProgram
 from tokkata.lm.decoders.step_program_torch import GraphExecutor, TorchExecutor
+from tokkata.lm.input_noise import assume_noise
 from tokkata.lm.rnn import RNNLM, RNNConfig
 from tokkata.lm.samplernn import SampleRNN, SampleRNNConfig
 from tokkata.lm.step_model import StepModel
@@ -72,6 +73,15 @@ def loud(make: Callable[[], Model], scale: float) -> Model:
     return lm
 
 
+TOLD = {"input_noise": 8.0, "tell_noise": True}
+
+
+def unsuspecting(lm: Model) -> Model:
+    """A model that takes its own samples for clean, as `logits` does in evaluation mode."""
+    assume_noise(lm, 0.0)
+    return lm
+
+
 FAMILIES: dict[str, Callable[[], StepModel]] = {
     "wavenet": wavenet,
     "wavenet-unconditional": lambda: wavenet(Conditions()),
@@ -84,6 +94,8 @@ FAMILIES: dict[str, Callable[[], StepModel]] = {
     "samplernn": samplernn,
     "samplernn-2-tiers": lambda: samplernn(Conditions(), frame_sizes=(6,), cell="lstm", num_layers=2),
     "samplernn-wide": lambda: samplernn(dim=100, frame_sizes=(8, 4, 2)),
+    "wavenet-told-of-noise": lambda: unsuspecting(wavenet(Conditions(), **TOLD)),
+    "samplernn-told-of-noise": lambda: unsuspecting(samplernn(**TOLD)),
 }
 
 
