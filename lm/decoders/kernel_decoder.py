@@ -15,7 +15,7 @@ from ...core.rms_norm import RMSNorm
 from ...core.rotary import rotary_tables
 from ..transformer import Block, KVCache, TransformerLM, sinusoids
 from .decoder import Decoder, Prepared, Weights
-from .transformer_kernel import Attend, KVBuffers, Linear, Norm, Operation, Step, Stored
+from .transformer_kernel import Attend, KVBuffers, Linear, Norm, Operation, Step, pack_matrix
 
 
 class PackedBlock:
@@ -24,18 +24,18 @@ class PackedBlock:
     def __init__(self, block: Block, weights: Weights) -> None:
         attention, cross, feed_forward = block.attention, block.cross_attention, block.feed_forward
         self.attention_norm = _norm(block.attention_norm)
-        self.qkv = Stored.pack(attention.qkv.weight, weights)
+        self.qkv = pack_matrix(attention.qkv.weight, weights)
         self.q_norm, self.k_norm = (
             norm.weight.detach() if isinstance(norm, RMSNorm) else None
             for norm in (attention.q_norm, attention.k_norm)
         )
-        self.out = Stored.pack(attention.out.weight, weights)
+        self.out = pack_matrix(attention.out.weight, weights)
         self.cross_norm = _norm(block.cross_norm) if block.cross_norm is not None else None
-        self.query = Stored.pack(cross.query.weight, weights) if cross is not None else None
-        self.cross_out = Stored.pack(cross.out.weight, weights) if cross is not None else None
+        self.query = pack_matrix(cross.query.weight, weights) if cross is not None else None
+        self.cross_out = pack_matrix(cross.out.weight, weights) if cross is not None else None
         self.feed_forward_norm = _norm(block.feed_forward_norm)
-        self.up = Stored.pack(feed_forward.up.weight, weights)
-        self.down = Stored.pack(feed_forward.down.weight, weights)
+        self.up = pack_matrix(feed_forward.up.weight, weights, feed_forward.is_gated)
+        self.down = pack_matrix(feed_forward.down.weight, weights)
 
 
 class PackedTransformer(Prepared):
@@ -46,7 +46,7 @@ class PackedTransformer(Prepared):
         self.weights = weights
         self.blocks = [PackedBlock(block, weights) for block in lm.blocks if isinstance(block, Block)]
         self.norm = _norm(lm.norm)
-        self.head = Stored.pack(lm.head.weight, weights)
+        self.head = pack_matrix(lm.head.weight, weights)
 
     def decoder(self, conditions: GivenConditions, num_rows: int, max_steps: int) -> Decoder:
         """A decoder for `num_rows` rows under `conditions`, for at most `max_steps` steps of input."""

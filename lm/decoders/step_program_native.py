@@ -32,7 +32,7 @@ from .step_program import (
 _LANES, _MAX_SOURCES = 16, 8
 _ACTIVATIONS = {"none": 0, "relu": 1, "tanh": 2, "gated": 3}
 
-SHARED_WEIGHTS, SHARED_WEIGHTS_OF_MANY, MANY_ROWS = 8192, 150_000, 8
+SHARED_WEIGHTS, SHARED_WEIGHTS_OF_MANY, MANY_ROWS = 8192, 90_000, 8
 """A matrix of this size is shared out among cores by its outputs, because a barrier costs about as much as
 reading it. Of many rows each core has enough to do, and reads all weights but the largest matrices'."""
 

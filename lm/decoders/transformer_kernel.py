@@ -2,8 +2,8 @@
 
 A step is a list of operations on buffers. Where there is a compiler, one call runs them all
 (`kernels/transformer.cpp`); elsewhere PyTorch does, one after another. Weights, keys and values are stored as
-fp32, bf16, or int8 with one scale a row; all that is computed is float32. Int8 is multiplied by 16-bit
-integers, so that activations lose nothing to speak of.
+fp32, bf16, or int8 with one scale an output, or a row; all that is computed is float32. Int8 is multiplied by
+16-bit integers, so that activations lose nothing to speak of.
 
 A row's result does not depend on the rows beside it, nor on the number of threads.
 
@@ -28,6 +28,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 MAX_HEAD_DIM = 128
 
 _CHUNK = 32  # elements of which stored rows are multiples
+_LANES = 16
 _KINDS = {"fp32": 0, "bf16": 1, "int8": 2}
 _NORMS = {"layernorm": 1, "rmsnorm": 2}
 _ACTIVATIONS = {"none": 0, "gelu": 1, "swiglu": 2}
@@ -65,6 +66,60 @@ class Stored:
         """What has to be read."""
         scales = 0 if self.scales is None else self.scales.nbytes
         return self.data.nbytes + scales
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A matrix [O, I] as the kernel reads it: in panels of 16 outputs, a copy in any format."""
+
+    data: Tensor  # [panels, I, 16], of int8 [panels, I / 2, 16, 2]; the rest zeros
+    scales: Tensor | None  # [O], of int8
+    num_outputs: int
+    width: int
+    weights: Weights
+    is_gated: bool
+    """Whether panels of the first half of the outputs take turns with those of the second, as in swiglu."""
+
+    @classmethod
+    def pack(cls, values: Tensor, weights: Weights, is_gated: bool = False) -> Panels:
+        """`values` [O, I] float32."""
+        num_outputs, width = values.shape
+        stored = Stored.pack(values, weights)
+        pair = 2 if weights == "int8" else 1
+        data = F.pad(stored.data[:, :width], (0, -width % pair))
+        halves = data.chunk(2) if is_gated else (data,)
+        panels = [
+            torch.unflatten(F.pad(half, (0, 0, 0, -len(half) % _LANES)), 0, (-1, _LANES)) for half in halves
+        ]
+        joined = torch.stack(panels, dim=1).flatten(0, 1)  # [panels, 16, I]
+        pairs = torch.unflatten(joined, 2, (-1, pair)).transpose(1, 2)  # [panels, I / pair, 16, pair]
+        return cls(pairs.contiguous(), stored.scales, num_outputs, width, weights, is_gated)
+
+    def rows(self) -> Stored:
+        """The matrix as rows, a copy."""
+        joined = self.data.transpose(1, 2).flatten(2)  # [panels, 16, I]
+        count = 2 if self.is_gated else 1
+        halves = [joined[half::count].flatten(0, 1)[: self.num_outputs // count] for half in range(count)]
+        return Stored(torch.cat(halves), self.scales, self.width, self.weights)
+
+    def values(self) -> Tensor:
+        """[O, I] float32."""
+        return self.rows().values()
+
+    @property
+    def num_bytes(self) -> int:
+        """What has to be read."""
+        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+
+Matrix = Stored | Panels
+
+
+def pack_matrix(values: Tensor, weights: Weights, is_gated: bool = False) -> Matrix:
+    """A matrix [O, I] for `Linear`, as whatever runs it reads it; `is_gated`: for the activation swiglu."""
+    if load_kernel("transformer") is None:
+        return Stored.pack(values, weights)
+    return Panels.pack(values, weights, is_gated)
 
 
 class KVBuffers:
@@ -125,7 +180,7 @@ class Linear:
 
     x: Tensor  # [R, I]
     out: Tensor  # [R, O], or [R, O / 2] of swiglu: silu of the first half of the outputs times the second
-    weight: Stored  # [O, I]
+    weight: Matrix  # [O, I]
     bias: Tensor | None = None  # [O]
     norm: Norm | None = None
     activation: Literal["none", "gelu", "swiglu"] = "none"
@@ -195,6 +250,8 @@ def run_with_torch(operation: Operation) -> None:
 def _linear(operation: Linear) -> None:
     x = operation.x if operation.norm is None else operation.norm(operation.x)
     weight = operation.weight
+    if isinstance(weight, Panels):
+        weight = weight.rows()
     if weight.weights == "bf16":
         y = F.linear(x.bfloat16(), weight.data[:, : weight.width]).float()
     else:
@@ -269,7 +326,7 @@ class _Operation(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in ("weight", "scales", "bias", "norm_weight", "norm_bias", "residual")
         ],
-        *[(name, ctypes.c_int64) for name in ("num_inputs", "stride", "num_outputs")],
+        *[(name, ctypes.c_int64) for name in ("num_inputs", "num_outputs")],
         ("append", ctypes.c_int32),
         *[(name, ctypes.c_void_p) for name in ("keys", "values", "key_scales", "value_scales", "lengths")],
         *[(name, ctypes.c_void_p) for name in ("q_norm", "k_norm", "cosines", "sines")],
@@ -310,6 +367,8 @@ def _described(operation: Operation) -> _Operation:
 
 def _described_linear(operation: Linear) -> _Operation:
     weight, norm = operation.weight, operation.norm
+    assert isinstance(weight, Panels)
+    assert weight.is_gated == (operation.activation == "swiglu")
     described = _Operation(
         kind=0,
         storage=_KINDS[weight.weights],
@@ -321,8 +380,7 @@ def _described_linear(operation: Linear) -> _Operation:
         bias=_floats(operation.bias),
         residual=_floats(operation.residual),
         num_inputs=weight.width,
-        stride=weight.data.shape[1],
-        num_outputs=weight.data.shape[0],
+        num_outputs=weight.num_outputs,
     )
     if norm is not None:
         described.norm = _NORMS[norm.kind]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from tokkata.lm.decoders.transformer_kernel import Attend, KVBuffers, Linear, Step, Stored
+from tokkata.lm.decoders.transformer_kernel import Attend, KVBuffers, Linear, Panels, Step
 
 NUM_MATRICES, OUTPUTS, INPUTS = 48, 4096, 1024
 NUM_LAYERS, HEADS, HEAD_DIM = 24, 16, 64
@@ -47,7 +47,7 @@ def bench_products(rows: list[int], rounds: int) -> None:
     """Ours, and `F.linear` with weights and activations of the same format."""
     matrices = [torch.randn(OUTPUTS, INPUTS) / INPUTS**0.5 for _ in range(NUM_MATRICES)]
     for weights in FORMATS:
-        stored = [Stored.pack(matrix, weights) for matrix in matrices]
+        stored = [Panels.pack(matrix, weights) for matrix in matrices]
         num_bytes = sum(one.num_bytes for one in stored)
         for num_rows in rows:
             x, out = torch.randn(num_rows, INPUTS), torch.empty(num_rows, OUTPUTS)
@@ -55,7 +55,7 @@ def bench_products(rows: list[int], rounds: int) -> None:
             told(f"product, {weights}, {num_rows} rows", best_s(step.run, rounds), num_bytes)
             if weights == "int8":
                 continue
-            data = [one.data for one in stored]
+            data = [one.rows().data for one in stored]
             inputs = x.to(data[0].dtype)
             seconds = best_s(lambda data=data, inputs=inputs: [F.linear(inputs, w) for w in data], rounds)
             told(f"    F.linear, {weights}, {num_rows} rows", seconds, num_bytes)

@@ -67,20 +67,6 @@ struct Run {
   double temperature, top_p, cfg_scale;
 };
 
-inline Floats load_some(const float* from, int64_t count) {
-  if (count == LANES) return load<Floats>(from);
-  Floats v = {};
-  std::memcpy(&v, from, count * sizeof(float));
-  return v;
-}
-
-inline void store_some(float* to, const Floats& v, int64_t count) {
-  if (count == LANES)
-    store(to, v);
-  else
-    std::memcpy(to, &v, count * sizeof(float));
-}
-
 inline Floats sigmoid(const Floats& x) { return 1.0f / (1.0f + exp(-x)); }
 inline Floats tanh(const Floats& x) { return 1.0f - 2.0f / (1.0f + exp(x + x)); }
 

@@ -1,8 +1,10 @@
 // How weights, keys and values are stored: fp32, bf16, or int8 with a scale for each row.
 //
-// Each storage says what is stored, what the other factor of a product is made of (`Active`), and how 32
-// products are added to a sum. The other factor of int8 is made of 16-bit integers, with a scale of its own:
-// these products are exact, so that only what is stored has lost precision.
+// Each storage says what is stored, what the other factor of a product is made of (`Active`), and how products
+// are added to a sum: 32 of a row that lies in one piece (keys and values), or those of 16 outputs, a lane
+// each, with PAIR inputs that are the same for all of them (weights). The other factor of int8 is made of
+// 16-bit integers, with a scale of its own: these products are exact, so that only what is stored has lost
+// precision.
 
 #pragma once
 
@@ -19,6 +21,7 @@ typedef int16_t Shorts __attribute__((vector_size(32)));
 typedef int8_t Bytes __attribute__((vector_size(16)));
 
 constexpr int64_t CHUNK = 32;  // stored rows are multiples of this many elements, the rest zero
+constexpr int64_t SPAN = 64;  // inputs of a column's sum, after which it is taken over as floats
 
 struct Fp32 {
   typedef float Stored;
@@ -38,6 +41,13 @@ struct Fp32 {
     sum += w.high * x.high;
   }
   static Floats to_floats(const Sum& sum) { return sum; }
+
+  static constexpr int64_t PAIR = 1;
+  typedef Floats Column;
+  typedef float Factor;
+  static Column column(const float* w) { return floats(w); }
+  static Factor factor(const float* x) { return *x; }
+  static void add_column(Sum& sum, const Column& w, Factor x) { sum += w * x; }
 
   static void write(const float* x, int64_t length, float* out, float*) {
     std::memcpy(out, x, length * sizeof(float));
@@ -68,6 +78,13 @@ struct Bf16 {
   static void add(Sum& sum, const Weights& w, const Factors& x) { Fp32::add(sum, w, x); }
   static Floats to_floats(const Sum& sum) { return sum; }
 
+  static constexpr int64_t PAIR = 1;
+  typedef Floats Column;
+  typedef float Factor;
+  static Column column(const uint16_t* w) { return floats(w); }
+  static Factor factor(const float* x) { return *x; }
+  static void add_column(Sum& sum, const Column& w, Factor x) { sum += w * x; }
+
   // To the nearest, ties to even.
   static void write(const float* x, int64_t length, uint16_t* out, float*) {
     for (int64_t i = 0; i < length; ++i) {
@@ -83,6 +100,13 @@ struct Int8 {
   typedef int16_t Active;
   typedef Ints Sum;
   static constexpr bool integers = true;
+  static constexpr int64_t PAIR = 2;
+  typedef int32_t Factor;  // both 16-bit integers
+  static Factor factor(const int16_t* x) {
+    Factor pair;
+    std::memcpy(&pair, x, sizeof pair);
+    return pair;
+  }
 
 #if defined(__AVX512BW__)
   typedef __m512i Weights;
@@ -101,6 +125,9 @@ struct Int8 {
     sum += (Ints)_mm512_madd_epi16(w, x);
 #endif
   }
+  typedef __m512i Column;
+  static Column column(const int8_t* w) { return weights(w); }
+  static void add_column(Sum& sum, const Column& w, Factor x) { add(sum, w, _mm512_set1_epi32(x)); }
 #elif defined(__AVX2__)
   struct Weights {
     __m256i low, high;
@@ -125,6 +152,12 @@ struct Int8 {
     parts[1] = _mm256_add_epi32(parts[1], _mm256_madd_epi16(w.high, x.high));
     std::memcpy(&sum, parts, sizeof sum);
   }
+  typedef Weights Column;
+  static Column column(const int8_t* w) { return weights(w); }
+  static void add_column(Sum& sum, const Column& w, Factor x) {
+    const __m256i both = _mm256_set1_epi32(x);
+    add(sum, w, {both, both});
+  }
 #else
   struct Weights {
     Ints low, high;
@@ -138,6 +171,23 @@ struct Int8 {
   static void add(Sum& sum, const Weights& w, const Factors& x) {
     sum += w.low * x.low;
     sum += w.high * x.high;
+  }
+  struct Column {
+    Ints first, second;
+  };
+  static Column column(const int8_t* w) {
+    Column found;
+    for (int64_t lane = 0; lane < LANES; ++lane) {
+      found.first[lane] = w[2 * lane];
+      found.second[lane] = w[2 * lane + 1];
+    }
+    return found;
+  }
+  static void add_column(Sum& sum, const Column& w, Factor x) {
+    int16_t pair[2];
+    std::memcpy(pair, &x, sizeof pair);
+    sum += w.first * (int32_t)pair[0];
+    sum += w.second * (int32_t)pair[1];
   }
 #endif
   // Lanes may each be near the largest integer, so they are summed as floats.
@@ -153,9 +203,8 @@ struct Int8 {
 };
 
 // `x` [length] as the other factor of int8; returns its scale. Values are so small that a lane, which sums
-// `length` / 16 products with int8, cannot overflow.
-inline float to_shorts(const float* x, int64_t length, int16_t* out) {
-  const int64_t per_lane = (length + LANES - 1) / LANES;
+// `per_lane` products with int8, cannot overflow.
+inline float to_shorts(const float* x, int64_t length, int64_t per_lane, int16_t* out) {
   const float limit = (float)std::min<int64_t>(32767, 2147483647 / (127 * per_lane));
   Floats best = {};
   for (int64_t i = 0; i < length; i += LANES) best = larger(best, absolute(load<Floats>(x + i)));

@@ -1,8 +1,9 @@
 // One decoding step of a Transformer: a list of operations (../transformer_kernel.py), run in one call.
 //
 // With few rows of activations a step takes as long as reading its weights, keys and values. So weights are
-// plain row-major matrices that are read once, in the order in which they lie in memory, and asked for ahead;
-// threads own ranges of outputs, or heads, so that an operation needs one barrier. Activations are fp32.
+// read once, in the order in which they lie in memory, and asked for ahead: in panels of 16 outputs, which are
+// the lanes of a sum, so that no sum is ever taken across lanes. Threads own ranges of panels, or heads, so
+// that an operation needs one barrier. Activations are fp32.
 
 #include <atomic>
 #include <condition_variable>
@@ -16,14 +17,18 @@
 
 namespace {
 
-constexpr int BLOCK = 4;  // rows of weights that go through the activations together
-constexpr int TILE = 8;   // blocks whose outputs are finished together
 #if defined(__AVX512F__)
-constexpr int GROUP = 4;  // rows of activations for which the registers hold the sums of a block
+constexpr int MAX_ROWS = 16;   // of activations that go through the weights together
+constexpr int GROUP = 8;       // of them, those whose sums the registers hold at once
+constexpr int TILE = 6;        // panels whose outputs are finished together
+constexpr int panels_for(int rows) { return rows <= 4 ? 6 : 3; }  // whose sums the registers hold at once
 #else
-constexpr int GROUP = 1;
+constexpr int MAX_ROWS = 4;
+constexpr int GROUP = 4;
+constexpr int TILE = 4;
+constexpr int panels_for(int rows) { return 4 / rows; }
 #endif
-constexpr int64_t AHEAD = 4096;        // bytes between the keys that are read and those that are asked for
+constexpr int64_t AHEAD = 4096;        // bytes between what is read and what is asked for
 constexpr int64_t START = 8192;        // bytes that are asked for before reading begins elsewhere
 
 enum Kind : int32_t { LINEAR = 0, ATTEND = 1 };
@@ -39,13 +44,13 @@ struct Operation {
   float epsilon;   // of the norms
 
   int32_t norm, activation;
-  const void* weight;        // [O, stride]
+  const void* weight;        // panels [O / 16, I, 16], of int8 [O / 16, I / 2, 16, 2]; the rest zeros
   const float* scales;       // [O], of int8
   const float* bias;         // [O] or null
   const float* norm_weight;  // [I]
   const float* norm_bias;    // [I] or null
   const float* residual;     // as out, or null; may be out
-  int64_t num_inputs, stride, num_outputs;
+  int64_t num_inputs, num_outputs;
 
   int32_t append;  // whether keys and values of this step are written first
   void* keys;      // [R, Hkv, capacity, Dp]
@@ -62,7 +67,7 @@ struct Operation {
 
 // Buffers of a thread; they grow to what is needed once.
 struct Scratch {
-  std::vector<float> floats, scales, products;
+  std::vector<float> floats, scales, row, given, columns;
   std::vector<int16_t> shorts;
 };
 
@@ -76,57 +81,73 @@ T* room(std::vector<T>& buffer, int64_t size) {
 
 // ------------------------------------------------------------------------------------------------- linear
 
-// All of x as it enters the products.
+// x as it enters the products: parts of MAX_ROWS rows (the last one of fewer), each [I / PAIR, rows, PAIR].
 template <class S>
 struct Prepared {
-  const typename S::Active* x;  // [R, x_stride]
-  int64_t x_stride;
-  float* scales;  // [R], of integers
+  const typename S::Active* x;
+  int64_t num_inputs;   // rounded up to pairs
+  const float* scales;  // [R], of integers
 };
 
-// The products of BLOCK stored rows with ROWS rows of activations. Meanwhile the rows that follow a block
-// later, `ahead` elements further on, are asked for: those whose bit in `asked` is set.
-template <class S, int ROWS>
-inline void multiply_block(const typename S::Stored* const* rows, int64_t ahead, unsigned asked,
-                           const typename S::Active* x, int64_t x_stride, int64_t length, float* products) {
-  typename S::Sum accumulated[ROWS][BLOCK] = {};
-  for (int64_t i = 0; i < length; i += CHUNK) {
-    typename S::Factors factors[ROWS];
-    for (int r = 0; r < ROWS; ++r) factors[r] = S::factors(x + r * x_stride + i);
-    for (int j = 0; j < BLOCK; ++j) {
-      if (asked >> j & 1) prefetch<CHUNK * sizeof(typename S::Stored)>(rows[j] + i + ahead);
-      const typename S::Weights w = S::weights(rows[j] + i);
-      for (int r = 0; r < ROWS; ++r) S::add(accumulated[r][j], w, factors[r]);
-    }
-  }
-  Floats parts[ROWS * BLOCK];
-  for (int r = 0; r < ROWS; ++r)
-    for (int j = 0; j < BLOCK; ++j) parts[r * BLOCK + j] = S::to_floats(accumulated[r][j]);
-  const Floats totals = sums<ROWS>(parts);
-  std::memcpy(products, &totals, sizeof(float) * ROWS * BLOCK);
+// How many rows are computed for so many: the registers' sums are of a fixed number.
+int rows_for(int num_rows) {
+  int rows = 1;
+  while (rows < num_rows) rows *= 2;
+  return std::min(rows, MAX_ROWS);
 }
 
-template <class S>
-inline void multiply(const typename S::Stored* const* rows, int64_t ahead, const Prepared<S>& prepared,
-                     int64_t length, int num_rows, float* products) {
-  const int64_t x_stride = prepared.x_stride;
-  const typename S::Active* x = prepared.x;
-  // Each pass over the block asks for its share of the next one, so that memory is never idle.
-  const int num_passes = (num_rows + GROUP - 1) / GROUP;
-  for (int pass = 0; pass < num_passes; ++pass) {
-    unsigned asked = 0;
-    for (int j = 0; j < BLOCK; ++j) asked |= (unsigned)(j * num_passes / BLOCK == pass) << j;
-    switch (std::min(GROUP, num_rows - pass * GROUP)) {
-      case 1: multiply_block<S, 1>(rows, ahead, asked, x, x_stride, length, products); break;
-#if defined(__AVX512F__)
-      case 2: multiply_block<S, 2>(rows, ahead, asked, x, x_stride, length, products); break;
-      case 3: multiply_block<S, 3>(rows, ahead, asked, x, x_stride, length, products); break;
-      case 4: multiply_block<S, 4>(rows, ahead, asked, x, x_stride, length, products); break;
-#endif
+// totals [PANELS, ROWS, 16] = the products of PANELS panels with ROWS rows, span after span, so that the rows'
+// second group finds the weights near. A sum is taken in the same order whatever ROWS and PANELS are. `next`:
+// from the end of a panel to the beginning of the one that is read after it.
+template <class S, int ROWS, int PANELS>
+void multiply_panels(const typename S::Stored* weight, int64_t next, const typename S::Active* x,
+                     int64_t num_inputs, float* totals) {
+  constexpr int TOGETHER = std::min(ROWS, GROUP);
+  constexpr int64_t STEP = LANES * S::PAIR;  // stored elements of a panel that are read together
+  constexpr int64_t NEAR = AHEAD / (int64_t)sizeof(typename S::Stored);
+  const int64_t panel = num_inputs * LANES;
+  const int64_t turn = num_inputs - NEAR / LANES;  // from there on what is asked for is the next panels'
+  for (int64_t start = 0; start < num_inputs; start += SPAN) {
+    const int64_t end = std::min(start + SPAN, num_inputs);
+    for (int first = 0; first < ROWS; first += TOGETHER) {
+      typename S::Sum sums[PANELS][TOGETHER] = {};
+      for (int64_t i = start; i < end; i += S::PAIR) {
+        const int64_t ahead = i < turn ? NEAR : NEAR + next;
+        typename S::Column w[PANELS];
+        for (int p = 0; p < PANELS; ++p) {
+          const typename S::Stored* from = weight + p * panel + i * LANES;
+          // A line of the cache is one step of fp32 and two of the others.
+          if (first == 0 && (STEP * sizeof(typename S::Stored) >= 64 || i / S::PAIR % 2 == 0))
+            prefetch<64>(from + ahead);
+          w[p] = S::column(from);
+        }
+        for (int r = 0; r < TOGETHER; ++r) {
+          const typename S::Factor factor = S::factor(x + i * ROWS + (first + r) * S::PAIR);
+          for (int p = 0; p < PANELS; ++p) S::add_column(sums[p][r], w[p], factor);
+        }
+      }
+      for (int p = 0; p < PANELS; ++p)
+        for (int r = 0; r < TOGETHER; ++r) {
+          float* total = totals + (p * ROWS + first + r) * LANES;
+          const Floats found = S::to_floats(sums[p][r]);
+          store(total, start == 0 ? found : load<Floats>(total) + found);
+        }
     }
-    x += GROUP * x_stride;
-    products += GROUP * BLOCK;
   }
+}
+
+// The same of any number of panels, up to TILE.
+template <class S, int ROWS>
+void multiply_tile(const typename S::Stored* weight, int64_t num_panels, const typename S::Active* x,
+                   int64_t num_inputs, float* totals) {
+  constexpr int PANELS = panels_for(ROWS);
+  const int64_t panel = num_inputs * LANES;
+  int64_t p = 0;
+  for (; p + PANELS <= num_panels; p += PANELS)
+    multiply_panels<S, ROWS, PANELS>(weight + p * panel, (PANELS - 1) * panel, x, num_inputs,
+                                     totals + p * ROWS * LANES);
+  for (; p < num_panels; ++p)
+    multiply_panels<S, ROWS, 1>(weight + p * panel, 0, x, num_inputs, totals + p * ROWS * LANES);
 }
 
 void normalise(const Operation& op, const float* x, float* out) {
@@ -145,90 +166,120 @@ void normalise(const Operation& op, const float* x, float* out) {
     for (int64_t i = 0; i < n; ++i) out[i] += op.norm_bias[i];
 }
 
+// rows [count, pitch] of `length` numbers of 32 bits each, floats or pairs of integers, to columns [length, ROWS].
+template <int ROWS>
+void interleave(const float* rows, int count, int64_t pitch, int64_t length, float* columns) {
+#if defined(__AVX512F__)
+  // Of a column more than ROWS numbers are written, and the next one covers them.
+  for (int64_t i = 0; i < length; i += LANES) {
+    Floats block[LANES] = {};
+    for (int r = 0; r < count; ++r) block[r] = load<Floats>(rows + r * pitch + i);
+    transpose(block);
+    const int64_t num_columns = std::min(LANES, length - i);
+    for (int64_t j = 0; j < num_columns; ++j) store(columns + (i + j) * ROWS, block[j]);
+  }
+#else
+  for (int r = 0; r < count; ++r)
+    for (int64_t i = 0; i < length; ++i) std::memcpy(columns + i * ROWS + r, rows + r * pitch + i, sizeof(float));
+#endif
+}
+
 // Every thread does this for itself, which costs less than a barrier.
 template <class S>
 Prepared<S> prepare(const Operation& op, int num_rows) {
-  const int64_t num_inputs = op.num_inputs, stride = op.stride;
-  // Rows a power of two apart would fall into the same few lines of the cache.
-  const int64_t x_stride = stride + CHUNK;
-  float* floats = room(scratch.floats, num_rows * x_stride);
-  int16_t* shorts = S::integers ? room(scratch.shorts, num_rows * x_stride) : nullptr;
+  typedef typename S::Active Active;
+  const int64_t num_inputs = (op.num_inputs + S::PAIR - 1) / S::PAIR * S::PAIR;
+  const int64_t padded = (num_inputs + LANES - 1) / LANES * LANES;
+  const int64_t pitch = padded + LANES;  // rows a power of two apart would fall into the same few lines
+  const int num_parts = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
+  float* row = room(scratch.row, pitch);
+  float* given = room(scratch.given, MAX_ROWS * pitch);
   float* scales = room(scratch.scales, num_rows);
-  for (int r = 0; r < num_rows; ++r) {
-    float* row = floats + r * x_stride;
-    if (op.norm)
-      normalise(op, op.x + r * num_inputs, row);
-    else
-      std::copy(op.x + r * num_inputs, op.x + (r + 1) * num_inputs, row);
-    std::fill(row + num_inputs, row + stride, 0.0f);
-    if (S::integers) scales[r] = to_shorts(row, stride, shorts + r * x_stride);
+  float* columns = room(scratch.columns, num_parts * MAX_ROWS * num_inputs);  // of integers, pairs
+  const int64_t length = num_inputs / S::PAIR;
+  for (int first = 0; first < num_rows; first += MAX_ROWS) {
+    const int count = std::min(MAX_ROWS, num_rows - first);
+    for (int r = 0; r < count; ++r) {
+      const float* from = op.x + (first + r) * op.num_inputs;
+      float* to = S::integers ? row : given + r * pitch;
+      if (op.norm)
+        normalise(op, from, to);
+      else
+        std::copy(from, from + op.num_inputs, to);
+      std::fill(to + op.num_inputs, to + padded, 0.0f);
+      if (S::integers)
+        scales[first + r] = to_shorts(row, padded, std::min(num_inputs, SPAN), (int16_t*)(given + r * pitch));
+    }
+    float* to = columns + first * length;
+    switch (rows_for(count)) {
+      case 1: std::copy(given, given + length, to); break;
+      case 2: interleave<2>(given, count, pitch, length, to); break;
+      case 4: interleave<4>(given, count, pitch, length, to); break;
+#if defined(__AVX512F__)
+      case 8: interleave<8>(given, count, pitch, length, to); break;
+      case 16: interleave<16>(given, count, pitch, length, to); break;
+#endif
+    }
   }
-  const void* x = S::integers ? (const void*)shorts : (const void*)floats;
-  return {(const typename S::Active*)x, x_stride, scales};
+  return {(const Active*)columns, num_inputs, scales};
 }
 
-// out [begin, end) = activation(values), where SWIGLU multiplies with `up`.
-void activate(int32_t activation, const float* values, const float* up, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; i += LANES) {
-    const int64_t n = std::min(LANES, count - i);
-    Floats v = {}, u = {};
-    std::memcpy(&v, values + i, n * sizeof(float));
-    if (activation == GELU) v = gelu(v);
-    if (activation == SWIGLU) {
-      std::memcpy(&u, up + i, n * sizeof(float));
-      v = silu(v) * u;
-    }
-    std::memcpy(out + i, &v, n * sizeof(float));
+// Outputs `o` to o + 15 of a row, from their sums, and of SWIGLU those `apart` behind them.
+template <class S>
+void finish(const Operation& op, const float* sums, int64_t apart, float scale, int64_t row, int64_t o,
+            int64_t num_outputs) {
+  const int64_t count = std::min(LANES, num_outputs - o);
+  const bool gated = op.activation == SWIGLU;
+  Floats halves[2];
+  for (int half = 0; half <= (int)gated; ++half) {
+    const int64_t at = half * num_outputs + o;
+    Floats v = load<Floats>(sums + half * apart);
+    if (S::integers) v *= load_some(op.scales + at, count) * scale;
+    if (op.bias) v += load_some(op.bias + at, count);
+    halves[half] = v;
   }
+  Floats v = halves[0];
+  if (op.activation == GELU) v = gelu(v);
+  if (gated) v = silu(v) * halves[1];
+  const int64_t at = row * num_outputs + o;
+  if (op.residual) v += load_some(op.residual + at, count);
+  store_some(op.out + at, v, count);
 }
 
 template <class S>
 void linear(const Operation& op, int num_rows, int thread, int num_threads) {
   typedef typename S::Stored Stored;
-  const int64_t stride = op.stride;
   const Prepared<S> prepared = prepare<S>(op, num_rows);
+  const int64_t num_inputs = prepared.num_inputs, panel = num_inputs * LANES;
 
-  // Of SWIGLU a block is two rows of gates and the two of what they are for.
-  const bool gated = op.activation == SWIGLU;
-  const int64_t num_outputs = gated ? op.num_outputs / 2 : op.num_outputs;
-  const int64_t step = gated ? BLOCK / 2 : BLOCK;
-  const int64_t num_blocks = (num_outputs + step - 1) / step;
-  const int64_t end = num_blocks * (thread + 1) / num_threads;
+  // Of SWIGLU panels of gates and of what they are for take turns.
+  const int64_t together = op.activation == SWIGLU ? 2 : 1;
+  const int64_t num_outputs = op.num_outputs / together;
+  const int64_t num_shares = (num_outputs + LANES - 1) / LANES;
+  const int64_t end = num_shares * (thread + 1) / num_threads * together;
   const Stored* weight = (const Stored*)op.weight;
 
-  float* products = room(scratch.products, TILE * num_rows * BLOCK);
-  for (int64_t block = num_blocks * thread / num_threads; block < end; block += TILE) {
-    const int64_t tile_end = std::min(end, block + TILE);
-    for (int64_t b = block; b < tile_end; ++b) {
-      const Stored* rows[BLOCK];
-      for (int j = 0; j < BLOCK; ++j) {
-        const int64_t o = gated ? std::min(b * step + j % 2, num_outputs - 1) + j / 2 * num_outputs
-                                : std::min(b * step + j, num_outputs - 1);
-        rows[j] = weight + o * stride;
+  alignas(64) float totals[TILE * MAX_ROWS * LANES];
+  for (int64_t tile = num_shares * thread / num_threads * together; tile < end; tile += TILE) {
+    const int64_t num_panels = std::min<int64_t>(TILE, end - tile);
+    const typename S::Active* x = prepared.x;
+    for (int first = 0; first < num_rows; first += MAX_ROWS, x += MAX_ROWS * num_inputs) {
+      const int count = std::min(MAX_ROWS, num_rows - first), rows = rows_for(count);
+      switch (rows) {
+        case 1: multiply_tile<S, 1>(weight + tile * panel, num_panels, x, num_inputs, totals); break;
+        case 2: multiply_tile<S, 2>(weight + tile * panel, num_panels, x, num_inputs, totals); break;
+        case 4: multiply_tile<S, 4>(weight + tile * panel, num_panels, x, num_inputs, totals); break;
+#if defined(__AVX512F__)
+        case 8: multiply_tile<S, 8>(weight + tile * panel, num_panels, x, num_inputs, totals); break;
+        case 16: multiply_tile<S, 16>(weight + tile * panel, num_panels, x, num_inputs, totals); break;
+#endif
       }
-      multiply<S>(rows, step * stride, prepared, stride, num_rows, products + (b - block) * num_rows * BLOCK);
-    }
-    const int64_t first = block * step, count = std::min(tile_end * step, num_outputs) - first;
-    for (int r = 0; r < num_rows; ++r) {
-      float y[2][TILE * BLOCK];  // the second half: what gates are for
-      for (int64_t b = 0; b < tile_end - block; ++b) {
-        const float* from = products + (b * num_rows + r) * BLOCK;
-        for (int half = 0; half <= (int)gated; ++half)
-          std::copy(from + half * step, from + (half + 1) * step, y[half] + b * step);
-      }
-      for (int half = 0; half <= (int)gated; ++half) {
-        const int64_t o = half * num_outputs + first;
-        if (S::integers)
-          for (int64_t i = 0; i < count; ++i) y[half][i] *= op.scales[o + i] * prepared.scales[r];
-        if (op.bias)
-          for (int64_t i = 0; i < count; ++i) y[half][i] += op.bias[o + i];
-      }
-      if (op.activation) activate(op.activation, y[0], y[1], count, y[0]);
-      const int64_t at = r * num_outputs + first;
-      if (op.residual)
-        for (int64_t i = 0; i < count; ++i) op.out[at + i] = y[0][i] + op.residual[at + i];
-      else
-        std::copy(y[0], y[0] + count, op.out + at);
+      for (int r = 0; r < count; ++r)
+        for (int64_t p = 0; p < num_panels; p += together) {
+          const int64_t o = (tile + p) / together * LANES;
+          const float scale = S::integers ? prepared.scales[first + r] : 1;
+          finish<S>(op, totals + (p * rows + r) * LANES, rows * LANES, scale, first + r, o, num_outputs);
+        }
     }
   }
 }
@@ -260,6 +311,7 @@ template <class S, int CHUNKS>
 void score(const typename S::Stored* keys, int64_t length, const typename S::Active* query, float scale,
            float* scores) {
   constexpr int64_t width = CHUNKS * CHUNK;
+  const typename S::Stored* near_end = keys + length * width - AHEAD / (int64_t)sizeof(typename S::Stored);
   typename S::Factors factors[CHUNKS];
   for (int c = 0; c < CHUNKS; ++c) factors[c] = S::factors(query + c * CHUNK);
   for (int64_t t = 0; t < length; t += LANES) {
@@ -267,7 +319,7 @@ void score(const typename S::Stored* keys, int64_t length, const typename S::Act
     const int64_t last = std::min(LANES, length - t) - 1;
     for (int64_t j = 0; j < LANES; ++j) {
       const typename S::Stored* row = keys + (t + std::min(j, last)) * width;
-      prefetch<width * sizeof(typename S::Stored)>((const char*)row + AHEAD);
+      if (row < near_end) prefetch<width * sizeof(typename S::Stored)>((const char*)row + AHEAD);
       typename S::Sum products = {};
       for (int c = 0; c < CHUNKS; ++c) S::add(products, S::weights(row + c * CHUNK), factors[c]);
       parts[j] = S::to_floats(products);
@@ -297,11 +349,12 @@ template <class S, int CHUNKS>
 void weigh(const typename S::Stored* values, const float* weights, int64_t length, float* out) {
   constexpr int VECTORS = 2 * CHUNKS;
   constexpr int64_t width = CHUNKS * CHUNK;
+  const typename S::Stored* near_end = values + length * width - AHEAD / (int64_t)sizeof(typename S::Stored);
   Floats even[VECTORS] = {}, odd[VECTORS] = {};  // two sums, for additions not to wait for each other
   int64_t t = 0;
   for (; t + 2 <= length; t += 2) {
     const typename S::Stored* row = values + t * width;
-    prefetch<2 * width * sizeof(typename S::Stored)>((const char*)row + AHEAD);
+    if (row < near_end) prefetch<2 * width * sizeof(typename S::Stored)>((const char*)row + AHEAD);
     for (int v = 0; v < VECTORS; ++v) even[v] += weights[t] * S::floats(row + v * LANES);
     for (int v = 0; v < VECTORS; ++v) odd[v] += weights[t + 1] * S::floats(row + width + v * LANES);
   }
@@ -347,11 +400,11 @@ void attend_heads(const Operation& op, int num_rows, int thread, int num_threads
     for (int64_t g = 0; g < G; ++g) {
       const float* query = queries + g * P;
       float scale = 1 / std::sqrt((float)D);
-      if (S::integers) scale *= to_shorts(query, P, shorts);
+      if (S::integers) scale *= to_shorts(query, P, P / LANES, shorts);
       const void* active = S::integers ? (const void*)shorts : (const void*)query;
       score<S, CHUNKS>(keys, length, (const typename S::Active*)active, scale, scores + g * score_stride);
     }
-    prefetch<START>(values);
+    prefetch_some(values, std::min(START, length * P * (int64_t)sizeof(Stored)));
     for (int64_t g = 0; g < G; ++g) {
       float* row = scores + g * score_stride;
       if (S::integers)
@@ -359,7 +412,9 @@ void attend_heads(const Operation& op, int num_rows, int thread, int num_threads
       softmax(row, length);
       if (S::integers)
         for (int64_t t = 0; t < length; ++t) row[t] *= value_scales[t];
-      if (g == G - 1) prefetch<START>(keys + op.capacity * P);
+      // Keys of the next head, of which there are as many, or of the next row.
+      if (g == G - 1)
+        prefetch_some(keys + op.capacity * P, std::min(START, length * P * (int64_t)sizeof(Stored)));
       weigh<S, CHUNKS>(values, row, length, other);
       std::copy(other, other + D, out + g * D);
     }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
@@ -22,6 +23,20 @@ inline V load(const T* from) {
 template <class V, class T>
 inline void store(T* to, const V& v) {
   std::memcpy(to, &v, sizeof v);
+}
+
+inline Floats load_some(const float* from, int64_t count) {
+  if (count == LANES) return load<Floats>(from);
+  Floats v = {};
+  std::memcpy(&v, from, count * sizeof(float));
+  return v;
+}
+
+inline void store_some(float* to, const Floats& v, int64_t count) {
+  if (count == LANES)
+    store(to, v);
+  else
+    std::memcpy(to, &v, count * sizeof(float));
 }
 
 inline Floats splat(float x) { return Floats{} + x; }
@@ -75,6 +90,28 @@ inline Floats silu(const Floats& x) { return x / (1.0f + exp(-x)); }
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
 #endif
 
+// One step of a transposition: two blocks of S numbers that lie across its diagonal change places.
+template <int S, int... LANE>
+inline void swap_blocks(Floats& a, Floats& b, std::integer_sequence<int, LANE...>) {
+  const Floats upper = SHUFFLE(a, b, ((LANE & S) ? 16 + LANE - S : LANE)...);
+  b = SHUFFLE(a, b, ((LANE & S) ? 16 + LANE : LANE + S)...);
+  a = upper;
+}
+
+template <int S>
+inline void swap_all_blocks(Floats* v) {
+  for (int i = 0; i < LANES; ++i)
+    if (!(i & S)) swap_blocks<S>(v[i], v[i + S], std::make_integer_sequence<int, LANES>());
+}
+
+// Rows become columns, of 16 vectors; what the numbers of 32 bits are does not matter.
+inline void transpose(Floats* v) {
+  swap_all_blocks<1>(v);
+  swap_all_blocks<2>(v);
+  swap_all_blocks<4>(v);
+  swap_all_blocks<8>(v);
+}
+
 // Two vectors whose sums are wanted become one: both folded at the middle, side by side; and so on with parts.
 inline Floats fold8(const Floats& a, const Floats& b) {
   return SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
@@ -109,7 +146,11 @@ inline float sum(const Floats& v) {
 }
 
 // Asks for memory that is read soon, into the second level of the cache.
+inline void prefetch_some(const void* from, int64_t num_bytes) {
+  for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch((const char*)from + i, 0, 2);
+}
+
 template <int64_t BYTES>
 inline void prefetch(const void* from) {
-  for (int64_t i = 0; i < BYTES; i += 64) __builtin_prefetch((const char*)from + i, 0, 2);
+  prefetch_some(from, BYTES);
 }

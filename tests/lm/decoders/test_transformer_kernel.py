@@ -16,8 +16,10 @@ from tokkata.lm.decoders.transformer_kernel import (
     KVBuffers,
     Linear,
     Norm,
+    Panels,
     Step,
     Stored,
+    pack_matrix,
     run_with_torch,
 )
 
@@ -53,7 +55,11 @@ def drawn_linear(data, seed):
     return Linear(
         x=torch.randn(rows, inputs) * data.draw(st.sampled_from([0.0, 1e-3, 1.0, 30.0])),
         out=out,
-        weight=Stored.pack(torch.randn(outputs, inputs) / inputs**0.5, data.draw(st.sampled_from(FORMATS))),
+        weight=Panels.pack(
+            torch.randn(outputs, inputs) / inputs**0.5,
+            data.draw(st.sampled_from(FORMATS)),
+            is_gated=activation == "swiglu",
+        ),
         bias=torch.randn(outputs) if data.draw(st.booleans()) else None,
         norm=norm,
         activation=activation,
@@ -211,8 +217,8 @@ def test_operations_follow_each_other(is_compiled, monkeypatch):
     up, down = torch.randn(128, 40) / 6, torch.randn(40, 64) / 8
     step = Step(
         [
-            Linear(hidden, inner, Stored.pack(up, "fp32"), activation="swiglu"),
-            Linear(inner, hidden, Stored.pack(down, "fp32"), residual=hidden),
+            Linear(hidden, inner, pack_matrix(up, "fp32", is_gated=True), activation="swiglu"),
+            Linear(inner, hidden, pack_matrix(down, "fp32"), residual=hidden),
         ],
         3,
     )
@@ -227,6 +233,21 @@ def test_operations_follow_each_other(is_compiled, monkeypatch):
 def test_fp32_weights_are_shared_with_the_model():
     weight = torch.randn(5, 64)
     assert Stored.pack(weight, "fp32").data.data_ptr() == weight.data_ptr()
+
+
+@given(
+    seed=st.integers(0, 100),
+    width=st.integers(1, 80),
+    half=st.integers(1, 40),
+    weights=st.sampled_from(FORMATS),
+    is_gated=st.booleans(),
+)
+def test_panels_hold_the_rows(seed, width, half, weights, is_gated):
+    torch.manual_seed(seed)
+    values = torch.randn(2 * half if is_gated else half, width)
+    packed, rows = Panels.pack(values, weights, is_gated), Stored.pack(values, weights)
+    assert torch.equal(packed.values(), rows.values())
+    assert packed.num_bytes >= values.numel() * rows.data.element_size()
 
 
 @given(seed=st.integers(0, 100), width=st.integers(1, 80))
