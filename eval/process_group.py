@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import functools
+import itertools
+import pickle
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from ..core.run import num_processes
 
@@ -16,17 +18,34 @@ Item = TypeVar("Item")
 TIMEOUT = timedelta(days=7)
 """How long a process waits for the slowest; the launcher ends all when one fails."""
 
+_CALLS = itertools.count()
+
+
+@functools.cache
+def _rendezvous() -> tuple[Any, int, int]:
+    """The launcher's store of keys and values, this process's rank, and how many there are."""
+    store, rank, world_size = next(rendezvous("env://"))
+    store.set_timeout(TIMEOUT)
+    return store, rank, world_size
+
 
 def gather(items: Sequence[Item]) -> list[Item]:
-    """The items of all processes, in the order of the processes; without a launcher those that are given."""
+    """The items of all processes, in the order of the processes; without a launcher those that are given.
+
+    Every process must call it as often as the others. The items go through the store that the launcher lets
+    processes find each other by: they are names and hashes, and need no group of tensors, whose threads would
+    have to be ended.
+    """
     if num_processes() == 1:
         return list(items)
-    if not dist.is_initialized():
-        # On the CPU, whatever the devices: names and hashes are exchanged, no tensors.
-        dist.init_process_group("gloo", timeout=TIMEOUT)
-    parts: list[Sequence[Item] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, items)
-    # Gloo's thread still has to drop its tensors, for which it needs the interpreter: where it asks for that
-    # while the process ends, the process is aborted, its work done.
-    time.sleep(0.02)
-    return [item for part in parts if part is not None for item in part]
+    store, rank, world_size = _rendezvous()
+    call = f"tokkata/gather/{next(_CALLS)}"
+    store.set(f"{call}/{rank}", pickle.dumps(list(items)))
+    parts: list[list[Item]] = [
+        pickle.loads(store.get(f"{call}/{other}"))  # noqa: S301  # from processes of this job
+        for other in range(world_size)
+    ]
+    store.set(f"{call}/read by {rank}", "")
+    if rank == 0:  # whose store it may be
+        store.wait([f"{call}/read by {other}" for other in range(world_size)])
+    return [item for part in parts for item in part]
