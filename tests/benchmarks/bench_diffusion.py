@@ -10,6 +10,8 @@ medians of milliseconds, and the median over rounds of the ratio:
 - guidance: two passes of one clip beside one pass of a batch of two, with ours.
 - a training step: forward, backward and AdamW as `diffusers`' training scripts make it, and as our loop does
   (fused); ours computes its conditions anew.
+- products: on a CPU, the matrix products and attentions of our step, and of our training step without the
+  optimizer, and nothing else (`products.py`): with PyTorch's products no implementation takes less.
 - sampling (on a GPU): a whole clip of 50 guided steps, one pass after another beside one graph of the pass
   that is captured anew for the clip and replayed. The difference is the largest between the two clips.
 """
@@ -40,6 +42,7 @@ from tokkata.diffusion.objective import Flow, Objective, Velocity
 from tokkata.diffusion.packed_linears import packed_linears
 from tokkata.diffusion.stable_audio import TIMINGS, StableAudio, StableAudioConfig
 from tokkata.diffusion.stable_audio_layout import from_diffusers
+from tokkata.tests.benchmarks.products import products_of
 from tokkata.tokenize.codec import CodecInfo
 
 WIDTH, TEXT_LENGTH, LATENT_DIM = 768, 128, 64
@@ -246,10 +249,12 @@ def bench(size: Size, device: str, rounds: int) -> None:
 
         difference = float((plain() - pair.of_theirs()).abs().max())
         runs: list[Run] = [pair.of_theirs, plain]
+        names = ["diffusers", "ours"]
+        if device == "cpu":
+            runs.append(products_of(plain))
+            names.append("products")
         guided: list[Run] = [lambda: (plain(), plain()), lambda: network.predict(*both, twice)]
-        print(
-            line("step", ["diffusers", "ours"], measure(runs, rounds, device)) + f", off by {difference:.0e}"
-        )
+        print(line("step", names, measure(runs, rounds, device)) + f", off by {difference:.0e}")
         if device == "cpu":
             packed = [pair.of_theirs, plain]
             with packed_linears(network):
@@ -266,12 +271,11 @@ def bench(size: Size, device: str, rounds: int) -> None:
         training_step(pair.theirs, pair.of_theirs, True),
         training_step(network, lambda: network(x, at, pair.given), True),
     ]
-    print(
-        line(
-            "training", ["diffusers", "diffusers, fused", "ours"], measure(steps, max(2, rounds // 3), device)
-        ),
-        flush=True,
-    )
+    names = ["diffusers", "diffusers, fused", "ours"]
+    if device == "cpu":
+        steps.append(products_of(lambda: network(x, at, pair.given), backward=True))
+        names.append("products")
+    print(line("training", names, measure(steps, max(2, rounds // 3), device)), flush=True)
 
 
 def main() -> None:

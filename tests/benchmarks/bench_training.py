@@ -7,8 +7,9 @@ Both take a step of AdamW on the same codes and text states, with a text encoder
 `MusicgenForCausalLM` under the delay pattern, and Tokkata's of the model imported from it, each in float32
 and under bfloat16's autocast, in turn in every round. Printed are the medians of seconds a step, the median
 over rounds of the ratio, and the difference between the two losses before the first step. Beside the imported
-model, Tokkata's modern default of the same size. On a GPU in bfloat16 alone, also with blocks compiled as
-`train.compile` does it, and with the model FLOPs utilisation (`core/mfu.py`) of each.
+model, Tokkata's modern default of the same size; on a CPU in float32 also the step's products alone, which no
+implementation with PyTorch's products is faster than (`products.py`). On a GPU in bfloat16 alone, also with
+blocks compiled as `train.compile` does it, and with the model FLOPs utilisation (`core/mfu.py`) of each.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tokkata.core.conditions import GivenConditions
 from tokkata.core.mfu import known_peak
 from tokkata.core.schema import Train
 from tokkata.lm.transformer import TransformerConfig, TransformerLM
+from tokkata.tests.benchmarks.products import products_of
 
 TEXT_LENGTH = 20
 
@@ -50,8 +52,8 @@ def musicgen(num_layers: int, dim: int) -> MusicgenForCausalLM:
 
 
 def adamw(model: torch.nn.Module) -> torch.optim.AdamW:
-    """The same optimizer for all."""
-    return torch.optim.AdamW(model.parameters(), lr=1e-4, fused=next(model.parameters()).is_cuda)
+    """The same optimizer for all, in the form that recipes and `transformers`' own trainer use."""
+    return torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
@@ -88,6 +90,17 @@ def ours(lm: TransformerLM, codes: Tensor, given: GivenConditions, precision: st
         with autocast(codes.device, precision):
             loss = lm(codes, given).mean
         return update(loss, optimizer)
+
+    return step
+
+
+def products(lm: TransformerLM, codes: Tensor, given: GivenConditions) -> Step:
+    """The matrix products and attentions of a step, forward and backward, and nothing else."""
+    replay = products_of(lambda: lm(codes, given), backward=True)
+
+    def step() -> float:
+        replay()
+        return 0.0
 
     return step
 
@@ -148,6 +161,8 @@ def main() -> None:
         steps = {name: ours(one, codes, given, precision) for name, one in models.items()}
         difference = abs(peer() - steps["Tokkata"]())
         print(f"{precision}; |Δ loss| before the first step {difference:.1e}")
+        if precision == "fp32" and not is_gpu:
+            steps["products alone"] = products(lm, codes, given)
         compare(peer, steps, models, args)
     if is_gpu:  # apart, because it takes its time to compile
         models = {f"{name}, compiled": compiled(one) for name, one in models.items()}
@@ -168,9 +183,9 @@ def compare(
         for name in order[number % len(order) :] + order[: number % len(order)]:
             taken[name].append(seconds(steps[name]))
     print(f"  {'transformers':<24} {median(taken['transformers']):.3f} s", flush=True)
-    for name, one in models.items():
+    for name in list(steps)[1:]:
         ratio = median(a / b for a, b in zip(taken["transformers"], taken[name], strict=True))
-        used = utilisation(one, args, taken[name])
+        used = utilisation(models[name], args, taken[name]) if name in models else ""
         print(f"  {name:<24} {median(taken[name]):.3f} s {ratio:.2f}×{used}", flush=True)
 
 

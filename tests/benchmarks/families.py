@@ -1,8 +1,11 @@
-"""Every family on the same notes, each trained for about ten minutes of one CPU core.
+"""Every family on the same notes, each trained for about ten minutes of one CPU core, or some for 45.
 
     python tests/benchmarks/families.py                       # all, one after another: about two hours
     python tests/benchmarks/families.py --only gansynth wavenet
     python tests/benchmarks/notes_table.py runs/families/*    # the table of those that are there
+    python tests/benchmarks/families.py --longer              # three language models, two hours and a half
+    python tests/benchmarks/notes_table.py runs/longer/*
+    python tests/benchmarks/bits_per_sample.py runs/longer/{wavenet,samplernn}
 
 The notes are the quickstart's, cut to 1.024 s; each family is told what its recipe says. Training runs in one
 thread. `train_cpu_s.json` beside each run has the CPU seconds of its stages `prepare` and `train`, of all
@@ -78,6 +81,34 @@ SYSTEMS: dict[str, tuple[str, list[str]]] = {
 }
 """By name: a recipe, and the settings that make it one of this comparison."""
 
+_NOISE = "input_noise: 8, tell_noise: true"
+LONGER: dict[str, tuple[str, list[str]]] = {
+    "wavenet": (
+        "nsynth-wavenet.yaml",
+        [
+            *_SAMPLES,
+            f"model={{kind: wavenet, {_TOLD}, {_NOISE}}}",
+            "train.steps=5500",
+            "train.batch_size=2",
+            "train.crop_s=0.4",
+        ],
+    ),
+    "samplernn": (
+        "nsynth-samplernn.yaml",
+        [
+            *_SAMPLES,
+            "codec={kind: mulaw, sample_rate_hz: 16000}",
+            f"model={{kind: samplernn, dim: 256, embedding_dim: 64, {_TOLD}, {_NOISE}}}",
+            "train.steps=1800",
+            "train.batch_size=16",
+            "train.crop_s=0.128",
+            "train.schedule=cosine",
+        ],
+    ),
+    "transformer": ("quickstart.yaml", ["train.steps=12000", "train.crop_s=1.024"]),
+}
+"""The same with about 45 minutes each, and sample-level models that are told how noisy what they see is."""
+
 
 def stage(recipe: Path, settings: list[str], names: str) -> float:
     """Run stages of a recipe in one thread; returns the CPU seconds that this took."""
@@ -93,17 +124,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--runs", type=Path, default=Path("runs/families"))
+    parser.add_argument("--only", nargs="+", choices=SYSTEMS)
+    parser.add_argument("--longer", action="store_true", help=f"45 minutes: {', '.join(LONGER)}")
+    parser.add_argument("--runs", type=Path, help="default: runs/families, or runs/longer")
     parser.add_argument("--set", nargs="+", default=[], help="settings for all, such as train.steps=100")
     args = parser.parse_args()
-    for name in args.only:
-        file, settings = SYSTEMS[name]
+    systems = LONGER if args.longer else SYSTEMS
+    runs = args.runs or Path("runs/longer" if args.longer else "runs/families")
+    for name in args.only or systems:
+        file, settings = systems[name]
         recipe = RECIPES / file
-        settings = [f"name={name}", f"runs_dir={args.runs}", *COMMON, *settings, *args.set]
+        settings = [f"name={name}", f"runs_dir={runs}", *COMMON, *settings, *args.set]
         has_prepare = name in ("darkgan", "vqcpc-gan")
         stage(recipe, settings, "tokenize")
-        kept = args.runs / name / CPU_SECONDS
+        kept = runs / name / CPU_SECONDS
         spent = json.loads(kept.read_text()) if kept.exists() else 0.0
         spent += stage(recipe, settings, "prepare,train" if has_prepare else "train")
         write_json(kept, round(spent, 1))
