@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains the sample-level models on the quickstart's notes, and compares them with the quickstart's Transformer.
 #   tests/benchmarks/early_models.sh [runs]
-# Two WaveNets and a SampleRNN take a third of an hour of one core each; LONGER=1 goes on with more noise: a WaveNet
-# and a SampleRNN of an hour, and a WaveNet of notes of one second in a third of that. Killed and started again, it goes on. With notes in NSynth's layout instead:
+# Two WaveNets and a SampleRNN take a third of an hour of one core each (families.py --longer has those of 45
+# minutes). Killed and started again, it goes on. With notes in NSynth's layout instead:
 #   DATA="{kind: nsynth, root: /data/nsynth}" tests/benchmarks/early_models.sh
 set -euo pipefail
 runs=${1:-runs}
@@ -24,14 +24,3 @@ tokkata run recipes/nsynth-samplernn.yaml name=notes-samplernn "${common[@]}" \
 tokkata run recipes/quickstart.yaml "runs_dir=$runs"
 python tests/benchmarks/bits_per_sample.py "$runs"/notes-{wavenet,wavenet-noise,samplernn}
 python tests/benchmarks/notes_table.py "$runs"/notes-{wavenet,wavenet-noise,samplernn} "$runs/quickstart"
-
-[ -n "${LONGER:-}" ] || exit 0
-second=("${common[@]}" audio.max_duration_s=1.024 generate.duration_s=1.0 eval.embedding=logmel)
-tokkata run recipes/nsynth-wavenet.yaml name=notes-wavenet-hour "${wavenet[@]}" train.steps=6000 \
-  eval.embedding=logmel "model={kind: wavenet, input_noise: 8, $conditions}"
-tokkata run recipes/nsynth-wavenet.yaml name=notes-wavenet-second "${second[@]}" train.steps=2200 \
-  train.batch_size=2 train.crop_s=0.4 "model={kind: wavenet, input_noise: 8, $conditions}"
-tokkata run recipes/nsynth-samplernn.yaml name=notes-samplernn-hour "${second[@]}" train.steps=2200 \
-  train.batch_size=16 train.crop_s=0.128 train.schedule=cosine "codec={kind: mulaw, sample_rate_hz: 16000}" \
-  "model={kind: samplernn, dim: 256, embedding_dim: 64, input_noise: 8, $conditions}"
-python tests/benchmarks/bits_per_sample.py "$runs"/notes-{wavenet-hour,wavenet-second,samplernn-hour}
