@@ -46,29 +46,34 @@ _SAMPLES = [
 ]
 _TOLD = "conditions: [pitch, velocity, instrument_family]"
 
+
+def _wavenet(noise: str, steps: int) -> tuple[str, list[str]]:
+    settings = [
+        *_SAMPLES,
+        f"model={{kind: wavenet, {_TOLD}, {noise}}}",
+        f"train.steps={steps}",
+        "train.batch_size=2",
+        "train.crop_s=0.4",
+    ]
+    return "nsynth-wavenet.yaml", settings
+
+
+def _samplernn(noise: str, steps: int) -> tuple[str, list[str]]:
+    settings = [
+        *_SAMPLES,
+        "codec={kind: mulaw, sample_rate_hz: 16000}",
+        f"model={{kind: samplernn, dim: 256, embedding_dim: 64, {_TOLD}, {noise}}}",
+        f"train.steps={steps}",
+        "train.batch_size=16",
+        "train.crop_s=0.128",
+        "train.schedule=cosine",
+    ]
+    return "nsynth-samplernn.yaml", settings
+
+
 SYSTEMS: dict[str, tuple[str, list[str]]] = {
-    "wavenet": (
-        "nsynth-wavenet.yaml",
-        [
-            *_SAMPLES,
-            f"model={{kind: wavenet, {_TOLD}, input_noise: 4}}",
-            "train.steps=1150",
-            "train.batch_size=2",
-            "train.crop_s=0.4",
-        ],
-    ),
-    "samplernn": (
-        "nsynth-samplernn.yaml",
-        [
-            *_SAMPLES,
-            "codec={kind: mulaw, sample_rate_hz: 16000}",
-            f"model={{kind: samplernn, dim: 256, embedding_dim: 64, {_TOLD}, input_noise: 4}}",
-            "train.steps=450",
-            "train.batch_size=16",
-            "train.crop_s=0.128",
-            "train.schedule=cosine",
-        ],
-    ),
+    "wavenet": _wavenet("input_noise: 4", 1150),
+    "samplernn": _samplernn("input_noise: 4", 450),
     "transformer": ("quickstart.yaml", ["train.steps=2600", "train.crop_s=1.024"]),
     "diffusion": ("quickstart-diffusion.yaml", ["train.steps=4500", "train.crop_s=1.024"]),
     "wavegan": ("notes-wavegan.yaml", []),
@@ -81,30 +86,9 @@ SYSTEMS: dict[str, tuple[str, list[str]]] = {
 }
 """By name: a recipe, and the settings that make it one of this comparison."""
 
-_NOISE = "input_noise: 8, tell_noise: true"
 LONGER: dict[str, tuple[str, list[str]]] = {
-    "wavenet": (
-        "nsynth-wavenet.yaml",
-        [
-            *_SAMPLES,
-            f"model={{kind: wavenet, {_TOLD}, {_NOISE}}}",
-            "train.steps=5500",
-            "train.batch_size=2",
-            "train.crop_s=0.4",
-        ],
-    ),
-    "samplernn": (
-        "nsynth-samplernn.yaml",
-        [
-            *_SAMPLES,
-            "codec={kind: mulaw, sample_rate_hz: 16000}",
-            f"model={{kind: samplernn, dim: 256, embedding_dim: 64, {_TOLD}, {_NOISE}}}",
-            "train.steps=1800",
-            "train.batch_size=16",
-            "train.crop_s=0.128",
-            "train.schedule=cosine",
-        ],
-    ),
+    "wavenet": _wavenet("input_noise: 8, tell_noise: true", 5500),
+    "samplernn": _samplernn("frame_sizes: [16, 4], input_noise: 8, tell_noise: true", 2400),
 }
 """Sample-level models that are told how noisy what they see is, with about 45 minutes each. (A Transformer of
 these notes is at its best after four, and then learns them by heart.)"""

@@ -79,11 +79,11 @@ struct Bf16 {
   static Floats to_floats(const Sum& sum) { return sum; }
 
   static constexpr int64_t PAIR = 1;
-  typedef Floats Column;
-  typedef float Factor;
+  typedef Fp32::Column Column;
+  typedef Fp32::Factor Factor;
   static Column column(const uint16_t* w) { return floats(w); }
-  static Factor factor(const float* x) { return *x; }
-  static void add_column(Sum& sum, const Column& w, Factor x) { sum += w * x; }
+  static Factor factor(const float* x) { return Fp32::factor(x); }
+  static void add_column(Sum& sum, const Column& w, Factor x) { Fp32::add_column(sum, w, x); }
 
   // To the nearest, ties to even.
   static void write(const float* x, int64_t length, uint16_t* out, float*) {
