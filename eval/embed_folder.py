@@ -30,7 +30,7 @@ from ..tokenize.read_ahead import read_ahead
 from .embedding import Embedding, EmbeddingInfo
 from .embedding_cache import ClipFacts, EmbeddingCache
 from .folder_audio import AudioFile, Head, find_audio, read_pieces
-from .process_group import gather
+from .process_group import Told, gather
 
 SHARD_FILES = 64
 BATCH_SAMPLES = {"cpu": 1 << 20}
@@ -101,7 +101,7 @@ def embed_folder(
     embed_in_readers = embedding.is_light and best_device().type == "cpu"
     numbers = range(process_index(), -(-len(files) // SHARD_FILES), num_processes())
     shards = [files[number * SHARD_FILES : (number + 1) * SHARD_FILES] for number in numbers]
-    told: list[tuple[str, str | None, str]] = []  # name, hash if it could be embedded, else the reason
+    told: list[Told] = []  # name, hash if it could be embedded, else the reason
     num_threads = num_threads or min(16, os.cpu_count() or 1)
     reading = read_ahead(
         [file for shard in shards for file in shard],
@@ -162,9 +162,7 @@ def _threads_in_torch(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _take(
-    file: AudioFile, parts: Iterator[Head | _Piece], known: frozenset[str], batches: _Batches
-) -> tuple[str, str | None, str]:
+def _take(file: AudioFile, parts: Iterator[Head | _Piece], known: frozenset[str], batches: _Batches) -> Told:
     """Put the pieces of a file into batches; its name, hash and, if it cannot be used, the reason."""
     sha256 = ""
     try:
@@ -188,7 +186,7 @@ def _embedded(
     info: EmbeddingInfo,
     folder: Path,
     files: Sequence[AudioFile],
-    told: Sequence[tuple[str, str | None, str]],
+    told: Sequence[Told],
     packs: EmbeddingCache,
     set_name: str,
 ) -> EmbeddedFolder:
