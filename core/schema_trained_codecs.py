@@ -35,6 +35,9 @@ class Adversarial(Section):
     """AdamW's decay rates for the discriminators."""
     clip_grad_norm: PositiveFloat = 10.0
     """Gradients of the discriminators are scaled down to this norm."""
+    precision: Literal["as_codec", "bf16"] = "as_codec"
+    """`bf16`: discriminators compute in bfloat16, whatever `train.precision` lets the codec do. A codec whose
+    noise is to be faint needs float32; its discriminators do not."""
 
     @model_validator(mode="after")
     def _check_discriminators(self) -> Self:
@@ -122,6 +125,9 @@ class RvqModel(ReconstructingCodec):
     is then not given here; `sample_rate_hz` must be its own."""
     source_revision: str | None = None
     """Commit or tag on the Hub."""
+    refit_codebooks: bool = False
+    """Find the codebooks of the source anew before training: by k-means of what its encoder makes of up to 20
+    minutes of crops of the training clips, such that they are used evenly."""
     commitment_weight: Weight = 1.0
     """Weight of the term that moves the encoder's output towards codebook entries."""
     balancer: Balancer | None = None
@@ -143,6 +149,8 @@ class RvqModel(ReconstructingCodec):
         if self.source is None:
             if self.source_revision is not None:
                 raise ValueError("source_revision belongs to source, which is not given")
+            if self.refit_codebooks:
+                raise ValueError("refit_codebooks is about those of source, which is not given")
             return self
         given = next((name for name in self.shape_settings if name in self.model_fields_set), None)
         if given is not None:
@@ -178,8 +186,11 @@ class DacModel(RvqModel):
     which short trainings learn; random ones with codebooks found by k-means; or random ones."""
     quantizer_dropout: Fraction = 0.25
     """Share of clips in a batch for which only a random number of the codebooks is used."""
+    codebook_decay: Annotated[float, Field(ge=0.0, lt=1.0), NOT_BOOL] | None = None
+    """Decay, a step, of the moving averages of what they stand for that the entries are, as EnCodec's; null:
+    they learn by gradient, as the published DAC's."""
     codebook_weight: Weight = 1.0
-    """Weight of the term that moves codebook entries towards the encoder's output."""
+    """Weight of the term that moves codebook entries towards the encoder's output by gradient."""
     codebook_lr_scale: PositiveFloat = 10.0
     """Learning rate of the codebooks, as a multiple of `train.lr`: an entry is met in few steps only, and
     would fall behind an encoder that learns in all."""

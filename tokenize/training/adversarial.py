@@ -14,6 +14,7 @@ Shapes: B batch, C channels, N samples.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -60,6 +61,7 @@ class Adversary:
 
     def __init__(self, config: Adversarial, sample_rate: int, train: Train) -> None:
         self.config = config
+        self._in_bf16 = config.precision == "bf16"
         self.module: nn.Module = with_parametrized_weight_norm(
             lambda: Discriminator(
                 periods=list(config.periods),
@@ -75,7 +77,7 @@ class Adversary:
             DISCRIMINATOR,
             DISCRIMINATOR,
             optimizer,
-            discriminator_loss,
+            functools.partial(discriminator_loss, in_bf16=self._in_bf16),
             first_step=config.start_step,
             clip_grad_norm=config.clip_grad_norm,
         )
@@ -92,8 +94,8 @@ class Adversary:
         decoded = torch.where(_is_audible(audio), decoded, audio)
         with frozen(discriminator):
             with torch.no_grad():
-                real: Features = discriminator(audio)
-            fake: Features = discriminator(decoded)
+                real = _verdicts(discriminator, audio, self._in_bf16)
+            fake = _verdicts(discriminator, decoded, self._in_bf16)
         adversarial = torch.stack([(1 - maps[-1]).square().mean() for maps in fake]).sum()
         pairs = [pair for f, r in zip(fake, real, strict=True) for pair in zip(f[:-1], r[:-1], strict=True)]
         return GeneratorTerms(adversarial, torch.stack([l1_loss(f, r) for f, r in pairs]).sum())
@@ -103,13 +105,14 @@ class Adversary:
         return int(batch["step"]) >= self.config.start_step
 
 
-def discriminator_loss(modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
+def discriminator_loss(modules: Mapping[str, nn.Module], batch: Batch, *, in_bf16: bool = False) -> Loss:
     """Least squares: `batch["audio"]` `[B, C, N]` is to be told as 1, `batch[DECODED]` as 0."""
     audio, decoded = _as_mono(batch["audio"]), _as_mono(batch[DECODED])
     audio = audio[..., : decoded.shape[-1]]
     decoded = torch.where(_is_audible(audio), decoded, audio)
     # One forward pass: DDP counts on one for each backward pass.
-    verdicts = [maps[-1] for maps in cast(Features, modules[DISCRIMINATOR](torch.cat([audio, decoded])))]
+    made = _verdicts(modules[DISCRIMINATOR], torch.cat([audio, decoded]), in_bf16)
+    verdicts = [maps[-1] for maps in made]
     halves = [verdict.chunk(2) for verdict in verdicts]
     of_real = torch.stack([(1 - real).square().mean() for real, _ in halves]).sum()
     of_fake = torch.stack([fake.square().mean() for _, fake in halves]).sum()
@@ -123,6 +126,15 @@ def discriminator_loss(modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
 def _as_mono(audio: Tensor) -> Tensor:
     """`[B, C, N]` → `[B · C, 1, N]` in fp32: the discriminators look at channels one by one."""
     return audio.float().flatten(0, 1)[:, None]
+
+
+def _verdicts(discriminator: nn.Module, audio: Tensor, in_bf16: bool) -> Features:
+    """What `discriminator` makes of `[B · C, 1, N]`, in fp32."""
+    if not in_bf16:
+        return cast(Features, discriminator(audio))
+    with torch.autocast(audio.device.type, torch.bfloat16):
+        features: Features = discriminator(audio)
+    return [[layer.float() for layer in layers] for layers in features]
 
 
 def _is_audible(audio: Tensor) -> Tensor:

@@ -11,9 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from ...core.schema import Train
+
+CLIPS_AT_ONCE = 16
+"""Of the many by which codebooks are found, so many go through the encoder together."""
 
 
 @dataclass
@@ -59,11 +63,33 @@ class RvqCodec(nn.Module, ABC):
     def replace(self, codebook: int, entries: Tensor, values: Tensor) -> None:
         """Let `entries` `[n]` of one codebook be `values` `[n, d]`."""
 
+    @abstractmethod
+    def find_codebooks(self, examples: Tensor, least_use: float = 0.0) -> None:
+        """Codebooks anew, by k-means of what the encoder makes of `[B, 1, N]`; on this process's device.
+
+        `least_use` as in `start_codebooks`.
+        """
+
     def follow(self, counts: Tensor, codes: Tensor, asked: Tensor) -> None:
         """Move entries that learn without a gradient, after each step; all processes do it together.
 
         `counts` `[K, V]` are those of the global batch, `codes` and `asked` are this process's.
         """
+
+    def sums_of(self, codes: Tensor, asked: Tensor) -> Tensor:
+        """What each entry stood for in the global batch, added up: `[K, V, d]`; all processes together.
+
+        `codes` `[B, K, T]` and `asked` `[B, K, d, T]` are this process's. Every clip counts for every
+        codebook: what it asks of one that it did not go through is what it would ask of it at the full
+        bandwidth.
+        """
+        width = asked.shape[2]
+        sums = asked.new_zeros(self.num_codebooks, self.codebook_size, width)
+        for number in range(self.num_codebooks):
+            frames = asked[:, number].transpose(1, 2).reshape(-1, width)
+            sums[number].index_add_(0, codes[:, number].flatten(), frames)
+        summed: Tensor = reduce(sums, reduction="sum")
+        return summed
 
     @abstractmethod
     def optimizer(self, train: Train) -> torch.optim.Optimizer:

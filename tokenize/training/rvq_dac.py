@@ -10,6 +10,7 @@ from pathlib import Path
 import dac
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from ...core.errors import UserError
@@ -19,15 +20,28 @@ from ..codec import load_codec
 from ..families.codec_dac import HubDac, build_original, from_hub, save_dac
 from .kmeans import start_codebooks
 from .lapped_start import start_as_lapped_transform
-from .rvq import RvqCodec, RvqOutput
+from .rvq import CLIPS_AT_ONCE, RvqCodec, RvqOutput
+
+# An entry that is used less often than this, as a multiple of an even use, stays where it is.
+_UNUSED = 1e-6
 
 
 class RvqDac(RvqCodec):
-    """`dac.DAC` (arXiv:2306.06546)."""
+    """`dac.DAC` (arXiv:2306.06546), whose entries learn by gradient or, with a decay, are moving averages."""
+
+    use_average: Tensor
+    sum_average: Tensor
 
     def __init__(self, network: dac.DAC, config: DacModel) -> None:
-        super().__init__(network.n_codebooks, network.codebook_size, config.codebook_weight)
+        weight = config.codebook_weight if config.codebook_decay is None else 0.0
+        super().__init__(network.n_codebooks, network.codebook_size, weight)
         self.network = network
+        self._decay = config.codebook_decay
+        if self._decay is not None:
+            for quantizer in network.quantizer.quantizers:
+                quantizer.codebook.requires_grad_(False)
+            self.register_buffer("use_average", torch.ones_like(self.use))
+            self.register_buffer("sum_average", torch.stack(self._entries()))
         self.codebook_lr_scale = config.codebook_lr_scale
         self._quantizer_dropout = config.quantizer_dropout
 
@@ -62,11 +76,40 @@ class RvqDac(RvqCodec):
     @torch.no_grad()
     def replace(self, codebook: int, entries: Tensor, values: Tensor) -> None:
         """See `RvqCodec`; the lookup goes by direction, and what the encoder made has its own length too."""
-        self.network.quantizer.quantizers[codebook].codebook.weight[entries] = values
+        self._entries()[codebook][entries] = values
+        if self._decay is not None:
+            self.use_average[codebook, entries] = 1.0
+            self.sum_average[codebook, entries] = values.to(self.sum_average)
+
+    @torch.no_grad()
+    def follow(self, counts: Tensor, codes: Tensor, asked: Tensor) -> None:
+        """See `RvqCodec`: arXiv:1711.00937, appendix A.1, eq. 6 to 8."""
+        if self._decay is None:
+            return
+        even = self.codebook_size / counts.sum(1, keepdim=True)
+        sums = self.sums_of(codes, asked) * even[..., None]
+        self.use_average.lerp_((counts * even).to(self.use_average), 1 - self._decay)
+        self.sum_average.lerp_(sums.to(self.sum_average), 1 - self._decay)
+        means = self.sum_average / self.use_average.clamp(min=_UNUSED)[..., None]
+        is_met = (self.use_average > _UNUSED)[..., None]
+        for number, entries in enumerate(self._entries()):
+            entries.copy_(torch.where(is_met[number], means[number].to(entries), entries))
+
+    def find_codebooks(self, examples: Tensor, least_use: float = 0.0) -> None:
+        """See `RvqCodec`."""
+        _start_by_kmeans(self.network, examples, least_use)
+        if self._decay is not None:
+            self.sum_average.copy_(torch.stack(self._entries()))
+
+    def _entries(self) -> list[Tensor]:
+        """The codebooks, each `[V, d]`."""
+        return [quantizer.codebook.weight.detach() for quantizer in self.network.quantizer.quantizers]
 
     def optimizer(self, train: Train) -> torch.optim.Optimizer:
-        """AdamW, with faster codebooks."""
+        """AdamW, with faster codebooks where they learn by gradient."""
         optimizer = adamw(self, train)
+        if self._decay is not None:
+            return optimizer
         codebooks = [quantizer.codebook.weight for quantizer in self.network.quantizer.quantizers]
         theirs = {id(p) for p in codebooks}
         for group in optimizer.param_groups:
@@ -112,12 +155,21 @@ def _from_source(config: DacModel, source: str) -> dac.DAC:
 
 
 @torch.no_grad()
-def _start_by_kmeans(codec: dac.DAC, examples: Tensor) -> None:
-    """Codebooks that stand for what a random encoder makes of `[B, 1, N]`, one residual after another."""
-    residual = codec.encoder(codec.preprocess(examples, codec.sample_rate))
+def _start_by_kmeans(codec: dac.DAC, examples: Tensor, least_use: float = 0.0) -> None:
+    """Codebooks that stand for what the encoder makes of `[B, 1, N]`, one residual after another."""
+    device = PartialState().device
+    codec.to(device)
+    parts = [part.to(device) for part in torch.split(examples, CLIPS_AT_ONCE)]
+    residual = torch.cat([codec.encoder(codec.preprocess(part, codec.sample_rate)) for part in parts])
     for quantizer in codec.quantizer.quantizers:
         asked = quantizer.in_proj(residual)  # [B, d, T]
         quantizer.codebook.weight.copy_(
-            start_codebooks(asked.transpose(1, 2).flatten(0, 1), quantizer.codebook_size)
+            start_codebooks(
+                asked.transpose(1, 2).flatten(0, 1),
+                quantizer.codebook_size,
+                by_direction=True,
+                least_use=least_use,
+            )
         )
         residual = residual - quantizer(residual)[0]
+    codec.cpu()

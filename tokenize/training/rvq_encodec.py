@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import reduce
+from accelerate import PartialState
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from transformers import EncodecConfig, EncodecModel
@@ -26,7 +26,7 @@ from ..codec import load_codec
 from ..codec_hub import find_folder
 from ..families.codec_encodec import HubEncodec, known_bandwidths
 from .kmeans import start_codebooks
-from .rvq import RvqCodec, RvqOutput
+from .rvq import CLIPS_AT_ONCE, RvqCodec, RvqOutput
 
 _SMOOTHING = 1e-5
 
@@ -86,15 +86,25 @@ class RvqEncodec(RvqCodec):
         book.embed_avg[entries] = values * even
 
     @torch.no_grad()
+    def find_codebooks(self, examples: Tensor, least_use: float = 0.0) -> None:
+        """See `RvqCodec`: one residual after another."""
+        network = self.network.to(PartialState().device)
+        parts = [part.to(network.device) for part in torch.split(examples, CLIPS_AT_ONCE)]
+        residual = (
+            torch.cat([network.encoder(part) for part in parts]).transpose(1, 2).flatten(0, 1)
+        )  # [F, d]
+        for layer in network.quantizer.layers:
+            book = layer.codebook
+            book.embed.copy_(start_codebooks(residual, self.codebook_size, least_use=least_use))
+            book.embed_avg.copy_(book.embed)
+            book.cluster_size.fill_(1.0)
+            residual = residual - book.decode(book.quantize(residual))
+        network.cpu()
+
+    @torch.no_grad()
     def follow(self, counts: Tensor, codes: Tensor, asked: Tensor) -> None:
-        """See `RvqCodec`. Every clip counts for every codebook: what it asks of one that it did not go
-        through is what it would ask of it at the full bandwidth."""
-        width = asked.shape[2]
-        sums = asked.new_zeros(self.num_codebooks, self.codebook_size, width)
-        for number in range(self.num_codebooks):
-            frames = asked[:, number].transpose(1, 2).reshape(-1, width)
-            sums[number].index_add_(0, codes[:, number].flatten(), frames)
-        sums = reduce(sums, reduction="sum")
+        """See `RvqCodec`."""
+        sums = self.sums_of(codes, asked)
         for number, layer in enumerate(self.network.quantizer.layers):
             book = layer.codebook
             book.cluster_size.lerp_(counts[number].to(book.cluster_size), 1 - self._decay)
@@ -133,7 +143,7 @@ def build_encodec(config: schema.EncodecModel, examples: Tensor) -> RvqEncodec:
         )
     )
     codec = RvqEncodec(network, config)
-    _start_by_kmeans(codec, examples)
+    codec.find_codebooks(examples)
     return codec
 
 
@@ -154,15 +164,3 @@ def _from_source(config: schema.EncodecModel, source: str) -> EncodecModel:
             f" not to {config.sample_rate_hz}"
         )
     return found.model.requires_grad_(True)
-
-
-@torch.no_grad()
-def _start_by_kmeans(codec: RvqEncodec, examples: Tensor) -> None:
-    """Codebooks that stand for what a random encoder makes of `[B, 1, N]`, one residual after another."""
-    residual = codec.network.encoder(examples).transpose(1, 2).flatten(0, 1)  # [F, d]
-    for layer in codec.network.quantizer.layers:
-        book = layer.codebook
-        book.embed.copy_(start_codebooks(residual, codec.codebook_size))
-        book.embed_avg.copy_(book.embed)
-        book.cluster_size.fill_(1.0)
-        residual = residual - book.decode(book.quantize(residual))

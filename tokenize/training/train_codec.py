@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...core.checkpoint import list_checkpoints
 from ...core.errors import UserError
 from ...core.files import atomic_folder
 from ...core.job import Batch, Job, Loss, Phase
 from ...core.loop import train
 from ...core.run import is_main_process, stage_main
-from ...core.sampler import CropSampler
+from ...core.sampler import Crop, CropSampler
 from ...core.schema import DacModel, EncodecModel, Recipe
 from ...core.schema_trained_codecs import RvqModel
 from ..fidelity import MelDistance, codebook_efficiency, si_sdr
@@ -32,6 +33,7 @@ from .audio_store import AudioStore
 from .balancer import NORMS, LossBalancer
 from .card import write_card
 from .codebook_upkeep import ASKED, CODES, CodebookUpkeep
+from .kmeans import LEAST_USE
 from .reconstruction_terms import LEVEL, ReconstructionTerms
 from .rvq import RvqCodec, RvqOutput
 from .rvq_dac import build_dac
@@ -42,6 +44,9 @@ _VALID_CROPS = 32
 _VALID_S = 2
 
 _EXAMPLE_SAMPLES = 32000
+
+# At 50 frames a second 60,000 frames, some 60 for each of 1024 entries.
+_REFIT_S = 1200
 
 
 class CodecLoss:
@@ -100,9 +105,11 @@ def train_codec(recipe: Recipe) -> None:
     batch_size, seed = recipe.train.batch_size, recipe.train.seed % 2**64  # NumPy takes no negative seeds
     sampler = CropSampler([clip.num_samples for clip in clips], crop, recipe.train.seed)
 
+    def crops_of(drawn: list[Crop]) -> np.ndarray:
+        return np.stack([store.crop(clips[c.clip], c.start, crop) for c in drawn])
+
     def batch(step: int, rows: range) -> Batch:
-        crops = sampler.draw(step, batch_size, rows)
-        audio = np.stack([store.crop(clips[c.clip], c.start, crop) for c in crops])
+        audio = crops_of(sampler.draw(step, batch_size, rows))
         # For the global batch, so that it does not matter who has which rows.
         used = codec.draw_used(np.random.default_rng([seed, step]), batch_size)[rows.start : rows.stop]
         return {
@@ -114,6 +121,12 @@ def train_codec(recipe: Recipe) -> None:
     torch.manual_seed(recipe.train.seed)
     heard = examples(store)
     codec = build_codec(config, heard)
+    # A run that goes on has its codebooks in its checkpoint.
+    if config.refit_codebooks and not list_checkpoints(recipe.folder / "checkpoints"):
+        num_samples = min(_REFIT_S * config.sample_rate_hz, sum(clip.num_samples for clip in clips))
+        num_crops = max(1, num_samples // crop)
+        drawn = crops_of(sampler.draw(0, num_crops, range(num_crops)))
+        codec.find_codebooks(torch.from_numpy(drawn)[:, None], LEAST_USE)
     modules: dict[str, nn.Module] = {"codec": codec}
     adversary = None
     if config.adversarial is not None:

@@ -42,6 +42,28 @@ def test_losses_are_those_of_the_package(adversary):
     torch.testing.assert_close([terms.adversarial, terms.features], list(package.generator_loss(fake, real)))
 
 
+def test_discriminators_in_bf16_leave_the_codec_in_float32():
+    """Their terms are nearly those of float32, and what they hand back is float32."""
+    torch.manual_seed(0)
+    config = Adversarial(**SMALL, precision="bf16")
+    half = Adversary(config, RATE, Train(steps=1, lr=1e-3))
+    torch.manual_seed(0)
+    whole = Adversary(Adversarial(**SMALL), RATE, Train(steps=1, lr=1e-3))
+    batch = {"audio": sounds(1), DECODED: sounds(0)}
+    losses, gradients = [], []
+    for one in (half, whole):
+        decoded = sounds(0).requires_grad_()
+        terms = one.generator_terms(modules_of(one), decoded, sounds(1))
+        (terms.adversarial + terms.features).backward()
+        gradients.append(decoded.grad)
+        phase_loss = one.phase.loss(modules_of(one), batch)
+        losses.append(torch.stack([terms.adversarial, terms.features, phase_loss.mean]))
+    assert losses[0].dtype == gradients[0].dtype == torch.float32
+    torch.testing.assert_close(losses[0], losses[1], rtol=0.02, atol=0.02)
+    assert torch.nn.functional.cosine_similarity(*(g.flatten() for g in gradients), dim=0) > 0.98
+    assert not torch.equal(losses[0], losses[1]), "bf16 was not used"
+
+
 def test_the_generator_alone_learns_in_its_phase(adversary):
     decoded = sounds(0).requires_grad_()
     terms = adversary.generator_terms(modules_of(adversary), decoded, sounds(1))

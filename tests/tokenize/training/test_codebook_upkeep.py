@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tokkata.core.schema_trained_codecs import DeadCodes
+from tokkata.tokenize.fidelity import codebook_efficiency
 from tokkata.tokenize.training import codebook_upkeep
 from tokkata.tokenize.training.codebook_upkeep import ASKED, CODES, CodebookUpkeep, frames_of_all
 from tokkata.tokenize.training.kmeans import start_codebooks
@@ -27,6 +28,9 @@ class Codebooks(RvqCodec):
         raise NotImplementedError
 
     def draw_used(self, rng, batch_size):
+        raise NotImplementedError
+
+    def find_codebooks(self, examples, least_use=0.0):
         raise NotImplementedError
 
     def optimizer(self, train):
@@ -116,6 +120,30 @@ def test_k_means_finds_the_clusters():
     frames = centres.repeat(50, 1) + 0.01 * torch.randn(50 * V, D)
     entries = torch.cat([start_codebooks(frames, V) for _ in range(3)])
     assert torch.cdist(centres, entries).amin(1).amax() < 0.1
+
+
+def test_k_means_by_direction():
+    """Lengths do not matter: rays are told apart that cross each other's spheres."""
+    torch.manual_seed(0)
+    rays = torch.nn.functional.normalize(torch.randn(V, D))
+    lengths = torch.logspace(-2, 2, 50).repeat_interleave(V)[:, None]
+    entries = torch.cat(
+        [start_codebooks(rays.repeat(50, 1) * lengths, V, by_direction=True) for _ in range(3)]
+    )
+    assert (rays @ torch.nn.functional.normalize(entries).T).amax(1).amin() > 0.999
+
+
+def test_k_means_that_gives_up_what_is_hardly_used_is_more_even():
+    """Of normally distributed frames most are in the middle; far ones alone would each get an entry."""
+    torch.manual_seed(0)
+    frames = torch.randn(20000, D) ** 3
+
+    def efficiency(least_use):
+        entries = start_codebooks(frames, 64, least_use=least_use)
+        codes = torch.cdist(frames, entries).argmin(1)
+        return codebook_efficiency(codes[None, None], 64).efficiency
+
+    assert efficiency(0.5) > efficiency(0.0) + 0.02
 
 
 def test_k_means_of_fewer_frames_than_entries():

@@ -61,7 +61,11 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize("model", [{"quantizer_dropout": 0.5, "dead_codes": None}, EVERYTHING])
+@pytest.mark.parametrize(
+    "model",
+    [{"quantizer_dropout": 0.5, "dead_codes": None}, EVERYTHING, {**EVERYTHING, "codebook_decay": 0.9}],
+    ids=["plain", "everything", "averages"],
+)
 def test_stopped_and_resumed_is_bitwise_undisturbed(codec_recipe, monkeypatch, model):
     whole, parts = (codec_recipe(name, **model) for name in ("whole", "parts"))
     train_codec(whole)
@@ -226,6 +230,15 @@ def test_sources_that_do_not_fit(codec_recipe, id, changed, message):
 def test_the_shape_is_the_sources(codec_recipe):
     with pytest.raises(UserError, match="encoder_dim is that of source pocket: remove it"):
         codec_recipe(source="pocket")
+
+
+def test_codebooks_of_weights_that_are_there_are_found_anew(codec_recipe, source):
+    settings = {"train": {"steps": 1, "lr": 1e-12}, "quantizer_dropout": 0.0, "dead_codes": None}
+    recipe = from_source(codec_recipe, source, refit_codebooks=True, codebook_decay=1 - 1e-9, **settings)
+    train_codec(recipe)
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, recipe.folder / "model"))
+    is_other = {name for name in before if not torch.allclose(before[name], after[name], atol=1e-5)}
+    assert is_other == {name for name in before if "codebook" in name}
 
 
 @pytest.mark.parametrize("start", ["kmeans", "random"])

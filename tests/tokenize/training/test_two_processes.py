@@ -33,6 +33,7 @@ DAC = {
     "dead_codes": UPKEEP,
     "balancer": {"decay": 0.5},
 }
+AVERAGES = {**DAC, "codebook_decay": 0.9}
 ENCODEC = {
     "kind": "encodec",
     "sample_rate_hz": 16000,
@@ -52,7 +53,7 @@ VAE = {
 }
 
 
-@pytest.mark.parametrize("model", [DAC, ENCODEC, VAE], ids=["dac", "encodec", "vae"])
+@pytest.mark.parametrize("model", [DAC, AVERAGES, ENCODEC, VAE], ids=["dac", "averages", "encodec", "vae"])
 def test_two_processes_are_one(model, tiny_recipe, tmp_path, environment):
     """Dead entries, dropout of codebooks, noise of the posterior, balancer and discriminators included."""
     for number in range(4):
