@@ -159,10 +159,12 @@ class RvqModel(ReconstructingCodec):
 
     @model_serializer(mode="wrap")
     def _leave_out_inherited(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Defaults that the source's settings take the place of are no settings of a resolved recipe."""
+        """Defaults that other settings take the place of are no settings of a resolved recipe."""
         values: dict[str, Any] = handler(self)
-        inherited = self.shape_settings if self.source is not None else ()
-        return {name: value for name, value in values.items() if name not in inherited}
+        return {name: value for name, value in values.items() if name not in self._settings_without_effect()}
+
+    def _settings_without_effect(self) -> tuple[str, ...]:
+        return self.shape_settings if self.source is not None else ()
 
 
 class DacModel(RvqModel):
@@ -204,6 +206,22 @@ class DacModel(RvqModel):
         "codebook_dim",
         "start",
     )
+
+    _gradient_settings: ClassVar[tuple[str, ...]] = ("codebook_weight", "codebook_lr_scale")
+
+    @model_validator(mode="after")
+    def _check_codebooks(self) -> Self:
+        given = next((name for name in self._gradient_settings if name in self.model_fields_set), None)
+        if self.codebook_decay is not None and given is not None:
+            raise ValueError(
+                f"{given} is about entries that learn by gradient, and with codebook_decay they are averages:"
+                " remove one of the two"
+            )
+        return self
+
+    def _settings_without_effect(self) -> tuple[str, ...]:
+        without_effect = super()._settings_without_effect()
+        return without_effect if self.codebook_decay is None else (*without_effect, *self._gradient_settings)
 
 
 class EncodecModel(RvqModel):

@@ -106,6 +106,17 @@ def test_codebooks_are_found_anew(make, tiny_dac, tmp_path):
     assert evenness[1] > evenness[0] + 0.05
 
 
+@pytest.mark.parametrize("setting", ["codebook_weight", "codebook_lr_scale"])
+def test_what_is_about_gradients_is_refused_beside_averages(setting):
+    with pytest.raises(ValueError, match=f"{setting} is about entries that learn by gradient"):
+        DacModel(kind="dac", codebook_decay=0.9, **{setting: 2.0})
+
+
+def test_a_resolved_recipe_of_averages_can_be_read_again():
+    config = DacModel(kind="dac", codebook_decay=0.9, source="pocket")
+    assert DacModel.model_validate(config.model_dump()) == config
+
+
 def test_codebooks_of_nothing_are_not_found_anew():
     with pytest.raises(ValueError, match="refit_codebooks is about those of source, which is not given"):
         DacModel(kind="dac", refit_codebooks=True)
