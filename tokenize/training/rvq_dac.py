@@ -83,7 +83,7 @@ class RvqDac(RvqCodec):
 
     @torch.no_grad()
     def follow(self, counts: Tensor, codes: Tensor, asked: Tensor) -> None:
-        """See `RvqCodec`: arXiv:1711.00937, appendix A.1, eq. 6 to 8."""
+        """See `RvqCodec`: arXiv:1711.00937, appendix A.1, without its smoothing."""
         if self._decay is None:
             return
         even = self.codebook_size / counts.sum(1, keepdim=True)

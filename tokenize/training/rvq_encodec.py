@@ -90,9 +90,8 @@ class RvqEncodec(RvqCodec):
         """See `RvqCodec`: one residual after another."""
         network = self.network.to(PartialState().device)
         parts = [part.to(network.device) for part in torch.split(examples, CLIPS_AT_ONCE)]
-        residual = (
-            torch.cat([network.encoder(part) for part in parts]).transpose(1, 2).flatten(0, 1)
-        )  # [F, d]
+        latents = torch.cat([network.encoder(part) for part in parts])
+        residual = latents.transpose(1, 2).flatten(0, 1)  # [F, d]
         for layer in network.quantizer.layers:
             book = layer.codebook
             book.embed.copy_(start_codebooks(residual, self.codebook_size, least_use=least_use))
