@@ -10,9 +10,9 @@ from pathlib import Path
 import dac
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
+from ...core.device import best_device
 from ...core.errors import UserError
 from ...core.optimizer import adamw
 from ...core.schema import DacModel, Train
@@ -157,7 +157,7 @@ def _from_source(config: DacModel, source: str) -> dac.DAC:
 @torch.no_grad()
 def _start_by_kmeans(codec: dac.DAC, examples: Tensor, least_use: float = 0.0) -> None:
     """Codebooks that stand for what the encoder makes of `[B, 1, N]`, one residual after another."""
-    device = PartialState().device
+    device = best_device()
     codec.to(device)
     parts = [part.to(device) for part in torch.split(examples, CLIPS_AT_ONCE)]
     residual = torch.cat([codec.encoder(codec.preprocess(part, codec.sample_rate)) for part in parts])

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from transformers import EncodecConfig, EncodecModel
 
 from ...core import schema
+from ...core.device import best_device
 from ...core.errors import UserError
 from ...core.optimizer import adamw
 from ..codec import load_codec
@@ -88,7 +88,7 @@ class RvqEncodec(RvqCodec):
     @torch.no_grad()
     def find_codebooks(self, examples: Tensor, least_use: float = 0.0) -> None:
         """See `RvqCodec`: one residual after another."""
-        network = self.network.to(PartialState().device)
+        network = self.network.to(best_device())
         parts = [part.to(network.device) for part in torch.split(examples, CLIPS_AT_ONCE)]
         latents = torch.cat([network.encoder(part) for part in parts])
         residual = latents.transpose(1, 2).flatten(0, 1)  # [F, d]

@@ -34,6 +34,7 @@ DAC = {
     "balancer": {"decay": 0.5},
 }
 AVERAGES = {**DAC, "codebook_decay": 0.9}
+REFIT = {"kind": "dac", "refit_codebooks": True, "codebook_decay": 0.9, "dead_codes": UPKEEP}
 ENCODEC = {
     "kind": "encodec",
     "sample_rate_hz": 16000,
@@ -53,9 +54,13 @@ VAE = {
 }
 
 
-@pytest.mark.parametrize("model", [DAC, AVERAGES, ENCODEC, VAE], ids=["dac", "averages", "encodec", "vae"])
-def test_two_processes_are_one(model, tiny_recipe, tmp_path, environment):
+@pytest.mark.parametrize(
+    "model", [DAC, AVERAGES, REFIT, ENCODEC, VAE], ids=["dac", "averages", "refit", "encodec", "vae"]
+)
+def test_two_processes_are_one(model, tiny_recipe, tiny_codec, tmp_path, environment):
     """Dead entries, dropout of codebooks, noise of the posterior, balancer and discriminators included."""
+    if model is REFIT:
+        model = {**model, "source": str(tiny_codec)}
     for number in range(4):
         noise = 0.1 * (1 + number) * np.random.default_rng(number).standard_normal((1, 8000))
         write_wav(tmp_path / "noise" / f"{number}.wav", noise, 16000)
