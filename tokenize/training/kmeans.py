@@ -27,14 +27,14 @@ def start_codebooks(
     frames, so the codebook is used more evenly. `by_direction`: near is what has nearly the same direction,
     whatever its length, as where lookups are L2-normalised. Draws from torch's generator.
     """
-    least = least_use * len(frames) / codebook_size
+    fewest = max(1.0, least_use * len(frames) / codebook_size)
     entries = frames[_draw(len(frames), codebook_size)].clone()
     for number in range(_NUM_ROUNDS):
         nearest = _nearest(frames, entries, by_direction)
         counts = torch.bincount(nearest, minlength=codebook_size)
         sums = torch.zeros_like(entries).index_add_(0, nearest, frames)
         entries = sums / counts.clamp(min=1)[:, None]
-        poor = (counts == 0) | (counts < least if number < _NUM_ROUNDS - 1 else False)
+        poor = counts < (fewest if number < _NUM_ROUNDS - 1 else 1)
         entries[poor] = frames[_draw(len(frames), int(poor.sum()))]
     return entries
 
