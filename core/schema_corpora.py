@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from .sections import NOT_BOOL, Fraction, Integer, PositiveFloat, PositiveInt, Section, Split
+
+
+SynthFamily = Literal["keys", "mallet", "organ", "pluck", "reed", "string"]
 
 
 class SynthCorpus(Section):
@@ -22,6 +25,8 @@ class SynthCorpus(Section):
     """Rate at which the clips are synthesised."""
     forms: list[Literal["note", "phrase", "chord"]] = Field(default=["note", "phrase", "chord"], min_length=1)
     """What a clip holds: one note, a short melody, or a chord; drawn with equal probability."""
+    families: list[SynthFamily] = Field(default=list(get_args(SynthFamily)), min_length=1)
+    """What plays: families of instruments, drawn with equal probability."""
     pitch_min: Annotated[int, Field(ge=21, le=108), NOT_BOOL] = 45
     """Lowest MIDI pitch (also the lowest root of a chord or phrase)."""
     pitch_max: Annotated[int, Field(ge=21, le=108), NOT_BOOL] = 76

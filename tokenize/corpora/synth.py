@@ -406,7 +406,7 @@ class Synth:
         rng = np.random.default_rng([self.seed, _LABELS, index])
         # Instruments take turns, 3 being prime to 20, so that seven clips already fill all three splits.
         number = index * 3 % NUM_INSTRUMENTS
-        family = list(FAMILIES)[rng.integers(len(FAMILIES))]
+        family = self.config.families[rng.integers(len(self.config.families))]
         instrument = f"{family}_{number:03d}"
         pitch = int(rng.integers(self.config.pitch_min, self.config.pitch_max + 1))
         velocity = VELOCITIES[rng.integers(len(VELOCITIES))]

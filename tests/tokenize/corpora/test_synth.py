@@ -77,6 +77,8 @@ def test_ids_are_sorted_and_labels_are_typed():
     assert {clip.labels["velocity"] for clip in clips} == set(VELOCITIES)
     assert {clip.labels["form"] for clip in clips} == {"note", "phrase", "chord"}
     assert {clip.labels["form"] for clip in corpus(forms=["chord"]).clips()} == {"chord"}
+    few = corpus(num_clips=200, families=["organ", "reed"])
+    assert {clip.labels["instrument_family"] for clip in few.clips()} == {"organ", "reed"}
 
 
 def test_no_instrument_is_in_two_splits_and_every_family_is_in_all():
