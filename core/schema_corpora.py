@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from .sections import NOT_BOOL, Fraction, Integer, PositiveFloat, PositiveInt, Section, Split
 
-
 SynthFamily = Literal["keys", "mallet", "organ", "pluck", "reed", "string"]
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from ..core.conditions import Conditions
 from ..core.errors import UserError
 from ..core.schema_diffusion import DitModel, NetworkSection, UNetModel
-from .dit import DiT
-from .network import Network, NetworkConfig
-from .stable_audio import StableAudio
-from .unet import UNet1d
+from .networks.dit import DiT
+from .networks.network import Network, NetworkConfig
+from .networks.unet import UNet1d
+from .stable_audio.network import StableAudio
 
 NETWORKS: dict[str, type[Network]] = {one.config_class.kind: one for one in (DiT, UNet1d, StableAudio)}
 """By their kinds."""

@@ -22,7 +22,7 @@ from ..core.errors import UserError
 from ..core.saved_model import CONFIG_NAME, SavedModel
 from ..tokenize.codec import CodecInfo
 from .build import network_class
-from .network import NetworkConfig
+from .networks.network import NetworkConfig
 from .objective import Objective, make_objective
 
 KIND = "diffusion"

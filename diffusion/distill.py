@@ -40,14 +40,14 @@ from ..core.sharding import local_tensors
 from ..tokenize.features.clip_conditions import ClipConditions
 from ..tokenize.store import TokenSplit, TokenStore
 from .diffusion_model import DiffusionLoss, DiffusionModel
-from .dit import DiT
 from .generate import guide
 from .latent_batches import LatentBatches
 from .load import load_diffusion
+from .networks.dit import DiT
+from .networks.unet import UNet1d
 from .objective import Consistency, Flow
 from .preview import Preview
 from .train import Validation, latents_to_train, loss, save
-from .unet import UNet1d
 
 _HUBER = 0.00054
 """Of the pseudo-Huber distance, arXiv:2310.14189, sec. 3.3: c divided by the root of the dimensions."""

@@ -24,8 +24,8 @@ from ..tokenize.features.inherited import inherited_feature
 from ..tokenize.store import TokenStore
 from .diffusion_model import DiffusionModel
 from .load import load_diffusion
-from .stable_audio import StableAudio
-from .stable_audio_files import PIPELINE_FILES, save_stable_audio, scheduler_of
+from .stable_audio.files import PIPELINE_FILES, save_stable_audio, scheduler_of
+from .stable_audio.network import StableAudio
 
 
 def begin_from_source(section: StableAudioModel, store: TokenStore, num_frames: int) -> DiffusionModel:

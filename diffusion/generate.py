@@ -21,9 +21,9 @@ from ..core.label import Label
 from ..core.schema_generate import Sampler
 from ..tokenize.features.clip_conditions import SECONDS_START
 from .diffusion_model import DiffusionModel
-from .network import Conditioned
+from .networks.network import Conditioned
+from .networks.packed_linears import packed_linears
 from .objective import Denoised
-from .packed_linears import packed_linears
 from .replayed import FEWEST_CALLS, Replayed
 from .sampler import Callback, Start, clip_generators, draw_noise, sample
 

@@ -22,7 +22,7 @@ from ..core.saved_model import (
 )
 from ..tokenize.codec import Codec, load_codec_from_info
 from .diffusion_model import KIND, DiffusionModel
-from .stable_audio_model import stable_audio_model
+from .stable_audio.model import stable_audio_model
 
 
 def load_diffusion(

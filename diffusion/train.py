@@ -31,13 +31,13 @@ from .audio_crops import AudioCrops
 from .build import network_config
 from .card import write_card
 from .diffusion_model import DiffusionConfig, DiffusionModel
-from .dit import DiT
 from .finetune import begin_from_source, save_pipeline, silence_of
 from .latent_batches import LatentBatches
+from .networks.dit import DiT
+from .networks.unet import UNet1d
 from .objective import make_objective
 from .preview import Preview
-from .stable_audio import StableAudio
-from .unet import UNet1d
+from .stable_audio.network import StableAudio
 
 
 def train_diffusion(recipe: Recipe) -> None:

@@ -20,7 +20,7 @@ from ..core.sampler import CropSampler
 from ..core.schema import Train
 from ..tokenize.features.clip_conditions import to_batch
 from .crops import some_clips
-from .family import Generator
+from .networks.family import Generator
 from .told import ClipTold
 
 REAL, NOISE, OTHER_NOISE, DRAWS, MIX, STEP = "real", "noise", "other_noise", "draws", "mix", "step"

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from ..core.conditions import Conditions
 from ..core.schema_gan import GanSection
-from .family import Discriminator, Generator, Shape
-from .musika import MusikaDiscriminator, MusikaGenerator
-from .progressive import ProgressiveDiscriminator, ProgressiveGenerator
-from .specgan import SpecGanDiscriminator, SpecGanGenerator
-from .vqcpc_gan import VqcpcGanDiscriminator, VqcpcGanGenerator
-from .wavegan import WaveGanDiscriminator, WaveGanGenerator
+from .networks.family import Discriminator, Generator, Shape
+from .networks.musika import MusikaDiscriminator, MusikaGenerator
+from .networks.progressive import ProgressiveDiscriminator, ProgressiveGenerator
+from .networks.specgan import SpecGanDiscriminator, SpecGanGenerator
+from .networks.vqcpc_gan import VqcpcGanDiscriminator, VqcpcGanGenerator
+from .networks.wavegan import WaveGanDiscriminator, WaveGanGenerator
 
 
 @dataclass(frozen=True)

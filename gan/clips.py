@@ -27,7 +27,7 @@ from ..tokenize.codec import Codec
 from ..tokenize.latent_coding import Decode, latent_coding
 from .gan_model import GanModel
 from .generate import check_length, generate
-from .musika import DrawnNoise, MusikaGenerator, generate_stream
+from .networks.musika import DrawnNoise, MusikaGenerator, generate_stream
 
 _WINDOW_S = 20.0  # longer clips are decoded in such windows: a long clip's activations fill no memory
 _WINDOWS_AT_ONCE = 4  # of a clip that grows, beyond which its first audio would come later

@@ -20,8 +20,8 @@ from ..core.saved_model import CONFIG_NAME, SavedModel
 from ..core.schema_gan import GanModelSection, GanSection, LatentImage
 from ..tokenize.codec import CodecInfo
 from .build import make_generator
-from .family import Shape
 from .losses import HeadKind
+from .networks.family import Shape
 from .representation import Latents, Representation, make_representation
 
 KIND = "gan"

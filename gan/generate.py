@@ -19,7 +19,7 @@ from ..core.loop import step_seed
 from .batches import draw_noise
 from .examples import all_lengthened, fill_in
 from .gan_model import GanModel
-from .musika import MusikaGenerator
+from .networks.musika import MusikaGenerator
 
 Inputs = Mapping[str, Given] | Mapping[str, Sequence[Label | Tensor | None]]
 """Condition → one value a clip (`Conditions.encode` says what a value is), or tensors."""

@@ -26,8 +26,8 @@ from ..core.schema_gan import (
     SpectralImage,
     WaveformImage,
 )
-from .family import Shape
 from .mel_scale import gathering, spreading
+from .networks.family import Shape
 from .short_time import ShortTime, griffin_lim
 
 LOG_OFFSET = 1e-6

@@ -39,10 +39,10 @@ from .build import make_discriminator
 from .card import write_card
 from .collapse import Collapse, collapse_statistics
 from .examples import examples_of
-from .family import Discriminator, Verdict
 from .gan_model import GanConfig, GanModel
 from .growth import level_of
 from .losses import HeadKind, head_loss, make_game
+from .networks.family import Discriminator, Verdict
 from .preview import Preview
 from .told import ClipTold, what_to_tell
 

@@ -17,12 +17,12 @@ from ..core.schema_models import (
     WaveNetModel,
 )
 from ..tokenize.store import TokenStore
-from .causal_conv import CausalConvConfig, CausalConvLM
 from .language_model import LanguageModel
-from .rnn import RNNLM, RNNConfig
-from .samplernn import SampleRNN, SampleRNNConfig
+from .step_models.causal_conv import CausalConvConfig, CausalConvLM
+from .step_models.rnn import RNNLM, RNNConfig
+from .step_models.samplernn import SampleRNN, SampleRNNConfig
+from .step_models.wavenet import WaveNet, WaveNetConfig
 from .transformer import TransformerConfig, TransformerLM
-from .wavenet import WaveNet, WaveNetConfig
 
 
 def build_lm(

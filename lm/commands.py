@@ -169,10 +169,10 @@ def generate_from_model(
     from .clips import Clips, write_clips
     from .decoders.decoder import Weights
     from .generate import Generator
-    from .input_noise import assume_noise
     from .load import codec_of, load_lm
     from .prompt import encode_prompt
     from .sampling import Sampling
+    from .step_models.input_noise import assume_noise
 
     known = get_args(Weights)
     if weights not in (None, *known):

@@ -24,9 +24,9 @@ from ..core.schema import Train
 from ..tokenize.store import TokenSplit, TokenStore
 from .batches import TokenBatches
 from .language_model import LanguageModel
-from .samplernn import SampleRNN
-from .step_model import StepModel
-from .wavenet import feature_rate
+from .step_models.samplernn import SampleRNN
+from .step_models.step_model import StepModel
+from .step_models.wavenet import feature_rate
 
 STATE = "state/"
 """How what is carried from step to step is named in a batch."""

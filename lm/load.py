@@ -16,12 +16,12 @@ from ..core.errors import UserError
 from ..core.hub_cache import hub_snapshot
 from ..core.saved_model import CONFIG_NAME, WEIGHTS_NAME, model_folder, read_config
 from ..tokenize.codec import Codec, CodecInfo, load_codec_from_info
-from .causal_conv import CausalConvLM
 from .language_model import LanguageModel
-from .rnn import RNNLM
-from .samplernn import SampleRNN
+from .step_models.causal_conv import CausalConvLM
+from .step_models.rnn import RNNLM
+from .step_models.samplernn import SampleRNN
+from .step_models.wavenet import WaveNet
 from .transformer import TransformerLM
-from .wavenet import WaveNet
 
 FAMILIES: dict[str, type[LanguageModel]] = {
     family.config_class.kind: family for family in (TransformerLM, WaveNet, SampleRNN, RNNLM, CausalConvLM)

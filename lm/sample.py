@@ -30,10 +30,10 @@ from ..tokenize.store import TokenStore
 from .batches import TokenBatches
 from .clips import Clips, write_clips
 from .generate import Generator
-from .input_noise import assume_noise
 from .language_model import LanguageModel
 from .load import load_lm
 from .sampling import Sampling
+from .step_models.input_noise import assume_noise
 
 
 @dataclass(frozen=True)

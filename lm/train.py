@@ -34,8 +34,8 @@ from .flops import flops_per_token
 from .language_model import LanguageModel
 from .lora import ADAPTER_FOLDER, has_adapters, merged, save_adapters
 from .preview import Preview
-from .samplernn import StatefulLoss
-from .step_model import StepModel
+from .step_models.samplernn import StatefulLoss
+from .step_models.step_model import StepModel
 from .transformer import TransformerLM
 
 

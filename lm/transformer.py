@@ -3,7 +3,7 @@
 One step of the sequence holds at most one token of each of the K codebooks (`patterns.py` says which): their
 embeddings are summed into one vector, the blocks mix the steps causally, and one head predicts the K tokens
 of the next step, each given everything before that step. Conditions are added to every step, stand before the
-first one, or are attended to by cross-attention (`conditioner.py`).
+first one, or are attended to by cross-attention (`core/conditioner.py`).
 
 Blocks are pre-norm, and nothing has a bias but LayerNorm. By default: RMSNorm, rotary positions, normalised
 queries and keys, SwiGLU. `transformer_config.py` has the options, which also express MusicGen
@@ -380,7 +380,7 @@ class TransformerLM(LanguageModel):
         return [layer.keys_values(memory) for layer in layers if isinstance(layer, CrossAttention)]
 
     def prepare(self, weights: Weights = "fp32") -> Prepared:
-        """See `transformer_decoder.py`."""
+        """See `decoders/transformer_decoder.py`."""
         from .decoders.transformer_decoder import prepare_transformer
 
         return prepare_transformer(self, weights)

@@ -20,10 +20,10 @@ from tokkata.core.conditions import Condition, Conditions
 from tokkata.core.recipe import load_recipe
 from tokkata.core.run import run_stage
 from tokkata.gan.build import make_discriminator, make_generator
-from tokkata.gan.family import Shape
 from tokkata.gan.gan_model import GanModel
 from tokkata.gan.growth import level_of
 from tokkata.gan.losses import make_game
+from tokkata.gan.networks.family import Shape
 from tokkata.gan.prepare import prepare
 from tokkata.gan.representation import make_representation
 from tokkata.tests.eval.made_classifier import save_classifier

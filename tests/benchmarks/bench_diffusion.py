@@ -36,12 +36,12 @@ from torch import Tensor
 from tokkata.core.conditions import Condition, Conditions, Given, GivenConditions, join
 from tokkata.diffusion import generate as sampling
 from tokkata.diffusion.diffusion_model import DiffusionConfig, DiffusionModel
-from tokkata.diffusion.dit import DiTConfig
-from tokkata.diffusion.network import NetworkConfig
+from tokkata.diffusion.networks.dit import DiTConfig
+from tokkata.diffusion.networks.network import NetworkConfig
+from tokkata.diffusion.networks.packed_linears import packed_linears
 from tokkata.diffusion.objective import Flow, Objective, Velocity
-from tokkata.diffusion.packed_linears import packed_linears
-from tokkata.diffusion.stable_audio import TIMINGS, StableAudio, StableAudioConfig
-from tokkata.diffusion.stable_audio_layout import from_diffusers
+from tokkata.diffusion.stable_audio.layout import from_diffusers
+from tokkata.diffusion.stable_audio.network import TIMINGS, StableAudio, StableAudioConfig
 from tokkata.tests.benchmarks.products import products_of
 from tokkata.tokenize.codec import CodecInfo
 

@@ -32,7 +32,7 @@ from tokkata.gan.generate import generate
 from tokkata.lm.decoders.decoder import Weights
 from tokkata.lm.generate import Generator
 from tokkata.lm.language_model import LanguageModel
-from tokkata.lm.wavenet import WaveNet, WaveNetConfig
+from tokkata.lm.step_models.wavenet import WaveNet, WaveNetConfig
 from tokkata.tokenize.codec import load_codec
 
 RATE = 16000

@@ -31,10 +31,10 @@ from tokkata.lm.decoders.decoder import Draft
 from tokkata.lm.decoders.step_decoder import prepare_program
 from tokkata.lm.decoders.step_program import Program
 from tokkata.lm.decoders.step_program_torch import GRAPH_STEPS, TorchExecutor
-from tokkata.lm.samplernn import SampleRNN, SampleRNNConfig
 from tokkata.lm.sampling import Sampling
-from tokkata.lm.step_model import StepModel
-from tokkata.lm.wavenet import Layer, WaveNet, WaveNetConfig
+from tokkata.lm.step_models.samplernn import SampleRNN, SampleRNNConfig
+from tokkata.lm.step_models.step_model import StepModel
+from tokkata.lm.step_models.wavenet import Layer, WaveNet, WaveNetConfig
 
 RATE = 16000
 CODEC = {"num_codebooks": 1, "codebook_size": 256, "frame_rate": float(RATE)}

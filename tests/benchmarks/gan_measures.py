@@ -51,7 +51,7 @@ from tokkata.gan.descriptors import DESCRIPTORS, raw_descriptors
 from tokkata.gan.examples import fill_in
 from tokkata.gan.gan_model import KIND, GanModel
 from tokkata.gan.load import load_gan
-from tokkata.gan.musika import MusikaGenerator
+from tokkata.gan.networks.musika import MusikaGenerator
 from tokkata.gan.prepared import ABOUT_SOFT_LABELS, TEACHER
 from tokkata.gan.sample import choose_clips
 from tokkata.gan.teacher import HubTeacher, Teacher, TeacherNetwork, TrainedTeacher

@@ -18,9 +18,9 @@ from tokkata.core.recipe import check_recipe, dump_recipe
 from tokkata.diffusion import distill as module
 from tokkata.diffusion.diffusion_model import DiffusionConfig, DiffusionModel
 from tokkata.diffusion.distill import Distillation, Teacher, distill
-from tokkata.diffusion.dit import DiTConfig
 from tokkata.diffusion.generate import Settings, generate
 from tokkata.diffusion.load import load_diffusion
+from tokkata.diffusion.networks.dit import DiTConfig
 from tokkata.diffusion.objective import Consistency, Denoised, Flow, make_objective
 from tokkata.diffusion.sample import sample as generate_stage
 from tokkata.diffusion.sampler import Start, clip_generators, draw_noise, sample

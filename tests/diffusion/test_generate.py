@@ -19,10 +19,10 @@ from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.diffusion.clips import check_codec
 from tokkata.diffusion.diffusion_model import DiffusionConfig, DiffusionModel
-from tokkata.diffusion.dit import DiTConfig
 from tokkata.diffusion.generate import From, Settings, generate, guide, windows_of
+from tokkata.diffusion.networks.dit import DiTConfig
+from tokkata.diffusion.networks.unet import UNet1dConfig
 from tokkata.diffusion.objective import EDM, Flow, Velocity
-from tokkata.diffusion.unet import UNet1dConfig
 from tokkata.tokenize.codec import load_codec
 
 CONDITIONS = Conditions(

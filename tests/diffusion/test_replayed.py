@@ -20,8 +20,8 @@ from tokkata.diffusion.diffusion_model import DiffusionConfig, DiffusionModel
 from tokkata.diffusion.generate import Settings, generate
 from tokkata.diffusion.objective import EDM, Flow
 from tokkata.diffusion.replayed import FEWEST_CALLS, Replayed
-from tokkata.diffusion.stable_audio_files import load_stable_audio
-from tokkata.tests.diffusion.test_stable_audio import some_given
+from tokkata.diffusion.stable_audio.files import load_stable_audio
+from tokkata.tests.diffusion.stable_audio.test_stable_audio import some_given
 from tokkata.tests.diffusion.tiny_networks import NETWORKS, D, some_of, tiny
 from tokkata.tests.made_graphs import NothingOfTheHost, as_on_a_gpu
 from tokkata.tests.made_stable_audio import SHAPES, save_stable_audio_pipeline

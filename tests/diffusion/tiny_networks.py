@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tokkata.core.conditions import Condition, Conditions, GivenConditions
-from tokkata.diffusion.dit import DiT, DiTConfig
-from tokkata.diffusion.network import Network
-from tokkata.diffusion.unet import UNet1d, UNet1dConfig
+from tokkata.diffusion.networks.dit import DiT, DiTConfig
+from tokkata.diffusion.networks.network import Network
+from tokkata.diffusion.networks.unet import UNet1d, UNet1dConfig
 
 D, MAX_FRAMES = 4, 24
 

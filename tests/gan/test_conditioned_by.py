@@ -16,7 +16,7 @@ from tokkata.core.schema_gan import (
     WaveGanModel,
 )
 from tokkata.gan.build import make_discriminator
-from tokkata.gan.family import ConditionJudge, Discriminator, Shape, Verdict
+from tokkata.gan.networks.family import ConditionJudge, Discriminator, Shape, Verdict
 
 PITCH = Condition("pitch", "label", values=(60, 62, 64))
 DEPTH = Condition("depth", "number", width=2, maximum=2.0)

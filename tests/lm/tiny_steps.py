@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokkata.core.conditions import Condition, Conditions, GivenConditions
-from tokkata.lm.causal_conv import CausalConvConfig, CausalConvLM
 from tokkata.lm.decoders.step_decoder import Executor, ProgramDecoder
 from tokkata.lm.decoders.step_program_native import NativeProgram
 from tokkata.lm.decoders.step_program_torch import GraphExecutor, TorchExecutor
-from tokkata.lm.input_noise import assume_noise
-from tokkata.lm.rnn import RNNLM, RNNConfig
-from tokkata.lm.samplernn import SampleRNN, SampleRNNConfig
-from tokkata.lm.step_model import StepModel
-from tokkata.lm.wavenet import WaveNet, WaveNetConfig
+from tokkata.lm.step_models.causal_conv import CausalConvConfig, CausalConvLM
+from tokkata.lm.step_models.input_noise import assume_noise
+from tokkata.lm.step_models.rnn import RNNLM, RNNConfig
+from tokkata.lm.step_models.samplernn import SampleRNN, SampleRNNConfig
+from tokkata.lm.step_models.step_model import StepModel
+from tokkata.lm.step_models.wavenet import WaveNet, WaveNetConfig
 
 Model = TypeVar("Model", bound=StepModel)
 
