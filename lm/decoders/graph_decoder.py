@@ -3,7 +3,7 @@
 Everything that a step reads or writes lies in buffers that never move: tokens, noise, keys and values, and
 the step's own number, which the graph counts up itself. Attention looks at the filled part of the cache in
 buckets: a graph is captured for each bucket, and the next one is taken when it is full. For few rows the step
-is made of Triton kernels (`fused_step.py`), which need no buckets.
+is made of kernels of our own (`fused_step.py`), which need no buckets.
 
 Without CUDA the same step runs uncaptured, which is how its tests compare it with the plain decoder.
 
@@ -27,7 +27,9 @@ from ...core.rotary import rotary_tables
 from ..sampling import Sampling
 from ..transformer import KVCache, Surroundings, TransformerLM, sinusoids
 from .decoder import Decoder, Draft, Prepared
-from .fused_step import FusedStep, can_fuse
+from .fused_step import FusedStep
+from .resident_step import ResidentStep
+from .triton_step import TritonStep
 
 BUCKET = 256
 """Steps by which the part of the cache that attention looks at grows."""
@@ -62,7 +64,7 @@ class GraphTransformer(Prepared):
     """A Transformer on a GPU; captured steps are kept for the next clips of the same shape."""
 
     def __init__(self, lm: TransformerLM, *, use_kernels: bool | None = None) -> None:
-        """`use_kernels`: whether steps are Triton kernels (`fused_step.py`) where these can do it, and not
+        """`use_kernels`: whether steps are kernels of our own (`fused_step.py`) where these can do it, and not
         PyTorch's operations; None: on CUDA."""
         self.lm = lm
         self.use_kernels = lm.device.type == "cuda" if use_kernels is None else use_kernels
@@ -71,10 +73,16 @@ class GraphTransformer(Prepared):
     def decoder(self, conditions: GivenConditions, num_rows: int, max_steps: int) -> Decoder:
         """A decoder for `num_rows` rows under `conditions`, for at most `max_steps` steps of input."""
         idle = self._idle.setdefault((num_rows, max_steps), [])
-        use_kernels = self.use_kernels and can_fuse(self.lm, num_rows)
-        decoder = idle.pop() if idle else GraphDecoder(self.lm, num_rows, max_steps, use_kernels, idle.append)
+        fused_step = fused_step_for(self.lm, num_rows) if self.use_kernels else None
+        decoder = idle.pop() if idle else GraphDecoder(self.lm, num_rows, max_steps, fused_step, idle.append)
         decoder.start(conditions)
         return decoder
+
+
+def fused_step_for(lm: TransformerLM, num_rows: int) -> type[FusedStep] | None:
+    """The fastest kernels of our own that can do a step of a model for this many rows."""
+    kinds: tuple[type[FusedStep], ...] = (ResidentStep, TritonStep)
+    return next((kind for kind in kinds if kind.can_run(lm, num_rows)), None)
 
 
 class GraphDecoder(Decoder):
@@ -85,13 +93,13 @@ class GraphDecoder(Decoder):
         lm: TransformerLM,
         num_rows: int,
         max_steps: int,
-        use_kernels: bool,
+        fused_step: type[FusedStep] | None,
         give_back: Callable[[GraphDecoder], None],
     ) -> None:
         self._lm = lm
         self._num_rows = num_rows
         self._max_steps = max_steps
-        self._use_kernels = use_kernels
+        self._kind_of_step = fused_step
         self._give_back = give_back
         self._cache: StepCache | None = None
         self._fused_step: FusedStep | None = None
@@ -120,7 +128,11 @@ class GraphDecoder(Decoder):
         cache.fused, cache.memories = fused, memories
         self._cache = cache
         self._position = torch.zeros(1, dtype=torch.int64, device=lm.device)
-        self._fused_step = FusedStep(lm, cache, self._position) if self._use_kernels else None
+        self._fused_step = (
+            None if self._kind_of_step is None else self._kind_of_step(lm, cache, self._position)
+        )
+        if self._fused_step is not None:
+            self._fused_step.take_conditions()
         self._graphs.clear()
 
     def feed(self, tokens: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def load_kernel(name: str) -> ctypes.CDLL | None:
         macros = _output([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
         texts = [file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h")))]
         key = hashlib.sha256(b"".join([*texts, macros, *map(str.encode, _FLAGS)])).hexdigest()
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokkata"
+        cache = cache_folder()
         library = cache / f"{name}-{key[:16]}.so"
         if not library.exists():
             cache.mkdir(parents=True, exist_ok=True)
@@ -47,6 +47,11 @@ def load_kernel(name: str) -> ctypes.CDLL | None:
         reason = output.decode(errors="replace").strip().splitlines()[:1] if output else [str(error)]
         _tell(name, f"{shlex.join(compiler)} cannot build it ({' '.join(reason)})")
         return None
+
+
+def cache_folder() -> Path:
+    """Where what has been compiled is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokkata"
 
 
 def _compiler() -> list[str] | None:

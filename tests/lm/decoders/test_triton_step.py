@@ -1,4 +1,4 @@
-"""The Triton kernels of a step: everything of `fused_step_cases.py`, interpreted and on a GPU."""
+"""The Triton kernels of a step: everything of `triton_step_cases.py`, interpreted and on a GPU."""
 
 import importlib.util
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-CASES = Path(__file__).with_name("fused_step_cases.py")
+CASES = Path(__file__).with_name("triton_step_cases.py")
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 

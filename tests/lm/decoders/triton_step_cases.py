@@ -1,4 +1,4 @@
-"""The Triton kernels of a step against PyTorch; `test_fused_step.py` runs this, interpreted or on a GPU."""
+"""The Triton kernels of a step against PyTorch; `test_triton_step.py` runs this, interpreted or on a GPU."""
 
 import builtins
 import os
@@ -13,12 +13,13 @@ from tokkata.core.rotary import rotary_frequencies, rotary_tables, rotate
 from tokkata.core.schema_models import Lora
 from tokkata.lm.decoders import triton_attention, triton_linear
 from tokkata.lm.decoders.decoder import Draft
-from tokkata.lm.decoders.fused_step import can_fuse, runs_triton
+from tokkata.lm.decoders.fused_step import runs_triton
 from tokkata.lm.decoders.graph_decoder import GraphDecoder, GraphTransformer
 from tokkata.lm.decoders.transformer_decoder import PlainTransformer
 from tokkata.lm.decoders.triton_attention import NewKeys, attend
 from tokkata.lm.decoders.triton_ends import draw, embed
 from tokkata.lm.decoders.triton_linear import Norm, Tiling, linear
+from tokkata.lm.decoders.triton_step import TritonStep
 from tokkata.lm.generate import Generator
 from tokkata.lm.lora import add_adapters
 from tokkata.lm.sampling import Sampling
@@ -282,8 +283,8 @@ def test_logits_of_a_step(shape: dict[str, object], dtype: torch.dtype) -> None:
         decoder = GraphTransformer(lm.to(dtype), use_kernels=True).decoder(given(0), 2, num_steps)
         decoder.run(draft, 0, num_steps)
     assert isinstance(decoder, GraphDecoder)
-    assert decoder._fused_step is not None
-    error = (decoder._fused_step._logits - expected).norm() / expected.norm()
+    assert isinstance(decoder._fused_step, TritonStep)
+    error = (decoder._fused_step.logits - expected).norm() / expected.norm()
     assert error < (1e-5 if dtype == torch.float32 else 3e-2)
 
 
@@ -294,10 +295,10 @@ def tiny() -> TransformerLM:
 
 def test_adapters_are_not_overlooked() -> None:
     lm = tiny()
-    assert can_fuse(lm, 2)
-    assert not can_fuse(lm, 17)
+    assert TritonStep.can_run(lm, 2)
+    assert not TritonStep.can_run(lm, 17)
     add_adapters(lm, Lora(), "somewhere")
-    assert not can_fuse(lm, 2)
+    assert not TritonStep.can_run(lm, 2)
 
 
 def test_a_machine_without_a_compiler(
@@ -309,7 +310,7 @@ def test_a_machine_without_a_compiler(
     monkeypatch.setattr(triton_linear, "linear", fail)
     runs_triton.cache_clear()
     for _ in range(2):
-        assert not can_fuse(tiny(), 2)
+        assert not TritonStep.can_run(tiny(), 2)
     runs_triton.cache_clear()
     message = "(Failed to find C compiler. Please specify); using PyTorch\n"
     assert capsys.readouterr().err == f"generation: Triton cannot be used on {tiny().device} {message}"

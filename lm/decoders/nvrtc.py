@@ -1,0 +1,111 @@
+"""Kernels in CUDA C++ beside this file, compiled by NVRTC, which PyTorch brings, for the GPU that they run on.
+
+NVRTC and the driver are called through ctypes as their manuals say: PyTorch's own way to them is not public, and
+cannot launch blocks that wait for one another. What is compiled is kept where `native.py` keeps its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .native import cache_folder
+
+_MAX_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+def missing_library() -> str | None:
+    """Which of the libraries cannot be loaded and why; None: none."""
+    try:
+        _driver(), _nvrtc()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+class Kernel:
+    """A kernel whose one argument is a pointer, and whose blocks all run at the same time."""
+
+    def __init__(self, name: str, macros: Mapping[str, object], device: torch.device) -> None:
+        """The function `name` of `kernels/NAME.cu`, with `macros` defined.
+
+        Raises `RuntimeError` with the reason where it cannot be compiled.
+        """
+        source = (Path(__file__).parent / "kernels" / f"{name}.cu").read_bytes()
+        major, minor = torch.cuda.get_device_capability(device)
+        options = ["--std=c++17", f"--gpu-architecture=sm_{major}{minor}"]
+        options += [f"-D{macro}={value}" for macro, value in macros.items()]
+        module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        with torch.cuda.device(device):
+            torch.cuda.current_stream().synchronize()  # which makes PyTorch's context the current one
+            _call("cuModuleLoadData", ctypes.byref(module), _image(source, options))
+            _call("cuModuleGetFunction", ctypes.byref(self._function), module, name.encode())
+
+    def launch(self, num_blocks: int, num_threads: int, shared_bytes: int, argument: Tensor) -> None:
+        """Launch it on PyTorch's current stream, with the address of `argument`.
+
+        Raises `RuntimeError` where so many blocks cannot run at the same time.
+        """
+        pointer = ctypes.c_void_p(argument.data_ptr())
+        arguments = (ctypes.c_void_p * 1)(ctypes.addressof(pointer))
+        stream = ctypes.c_void_p(torch.cuda.current_stream(argument.device).cuda_stream)
+        _call("cuFuncSetAttribute", self._function, _MAX_SHARED_BYTES, shared_bytes)
+        shape = num_blocks, 1, 1, num_threads, 1, 1, shared_bytes
+        _call("cuLaunchCooperativeKernel", self._function, *shape, stream, arguments)
+
+
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _nvrtc() -> ctypes.CDLL:
+    return ctypes.CDLL(f"libnvrtc.so.{(torch.version.cuda or '').split('.')[0]}")
+
+
+def _call(function: str, *arguments: object) -> None:
+    driver = _driver()
+    result = getattr(driver, function)(*arguments)
+    if result != 0:
+        text = ctypes.c_char_p()
+        driver.cuGetErrorString(result, ctypes.byref(text))
+        raise RuntimeError(f"{function}: {(text.value or b'unknown').decode()}")
+
+
+def _image(source: bytes, options: list[str]) -> bytes:
+    """The machine code, from the cache if it has been compiled before."""
+    version = str(torch.version.cuda)
+    key = hashlib.sha256("\0".join([source.decode(), version, *options]).encode()).hexdigest()
+    cached = cache_folder() / f"{key[:32]}.cubin"
+    if not cached.exists():
+        image = _compiled(source, options)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent) as folder:  # of its own: others may compile too
+            built = Path(folder) / cached.name
+            built.write_bytes(image)
+            built.replace(cached)
+    return cached.read_bytes()
+
+
+def _compiled(source: bytes, options: list[str]) -> bytes:
+    nvrtc = _nvrtc()
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, None, 0, None, None)
+    try:
+        if nvrtc.nvrtcCompileProgram(program, len(options), given) != 0:
+            nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+            log = ctypes.create_string_buffer(size.value)
+            nvrtc.nvrtcGetProgramLog(program, log)
+            raise RuntimeError(f"NVRTC: {log.value.decode().strip()}")
+        nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+        image = ctypes.create_string_buffer(size.value)
+        nvrtc.nvrtcGetCUBIN(program, image)
+        return image.raw
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))

@@ -1,0 +1,282 @@
+"""A step of a Transformer in bfloat16 for few rows as one kernel (`kernels/resident_step.cu`).
+
+It needs tensor cores that know bfloat16 (Ampere and later). For up to two rows and short memories, cross-attention
+is folded: keys have gone into the query's weights and values into the output's, so that a layer has one product
+less to wait for. That costs 2 H · 32 D numbers a row and layer.
+
+Shapes: as in `fused_step.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from ...core.rms_norm import RMSNorm
+from ..transformer import Block, KVCache, TransformerLM
+from ..transformer_config import TransformerConfig
+from .decoder import Draft
+from .fused_step import FusedStep
+from .nvrtc import Kernel, missing_library
+
+NUM_WARPS = 8
+MAX_STATES = 32
+"""Of a memory that is folded."""
+MAX_PARTS = 8
+NUM_FIELDS = 35
+"""64-bit numbers of the kernel's `Step` before its layers."""
+NUM_LAYER_FIELDS = 20
+
+
+class ResidentStep(FusedStep):
+    """Launches the kernel."""
+
+    @classmethod
+    def can_run(cls, lm: TransformerLM, num_rows: int) -> bool:
+        """See `FusedStep`."""
+        return (
+            super().can_run(lm, num_rows)
+            and lm.head.weight.dtype == torch.bfloat16
+            and _fits(lm.config)
+            and num_shared_bytes(lm.config, num_rows, num_blocks(lm.config, lm.device))
+            <= max_shared_bytes(lm.device)
+            and runs_resident(lm.device)
+        )
+
+    def __init__(self, lm: TransformerLM, cache: KVCache, position: Tensor) -> None:
+        super().__init__(lm, cache, position)
+        config, device, fused = lm.config, lm.device, cache.fused
+        assert fused is not None
+        num_rows = cache.keys.shape[1]
+        num_pairs = -(-num_rows // 2)
+        self._num_blocks = num_blocks(config, device)
+        num_parts = max(1, min(MAX_PARTS, self._num_blocks // (num_rows * config.num_heads)))
+        memory = cache.memories[0][0] if cache.memories else None
+        self._folded: list[tuple[Tensor, Tensor]] = []
+        if memory is not None and memory.shape[2] <= MAX_STATES and can_fold(config, num_rows):
+            scores = config.num_heads * MAX_STATES
+            self._folded = [
+                (
+                    torch.zeros(num_rows, scores, config.dim, device=device, dtype=torch.bfloat16),
+                    torch.zeros(num_rows, config.dim, scores, device=device, dtype=torch.bfloat16),
+                )
+                for _ in range(config.num_layers)
+            ]
+
+        def words(*shape: int) -> Tensor:
+            """Zeros are of no step."""
+            return torch.zeros(shape, device=device, dtype=torch.int64)
+
+        of_heads = num_rows, config.num_heads, config.head_dim // 2 + 1
+        self._position_of_logits = torch.zeros_like(position)
+        self._buffers: list[Tensor | None] = [
+            torch.ones(1, device=device, dtype=torch.int32),  # launches
+            position,
+            self._position_of_logits,
+            lm.token_embedding.weight,
+            fused.added,
+            self._frequencies,
+            self._num_hidden,
+            fused.prefix_mask,
+            self._memory_seen,
+            words(num_pairs, config.dim),  # x
+            words(num_pairs, config.dim),  # after attention
+            words(num_pairs, config.dim),  # after cross-attention
+            words(num_pairs, config.dim + 2 * config.kv_heads * config.head_dim),
+            words(num_parts, *of_heads),
+            words(num_pairs, config.dim),  # queries to the memory
+            words(*of_heads),
+            words(num_pairs, config.hidden_dim),
+            words(num_rows, config.num_heads * MAX_STATES),  # scores
+            *_gain_and_bias(lm.norm),
+            lm.head.weight,
+            self.logits,
+        ]
+        self._numbers = [
+            self._num_prepended,
+            0 if fused.prefix_mask is None else fused.prefix_mask.shape[1],
+            0 if memory is None else memory.shape[2],
+            cache.keys.stride(1),
+            cache.keys.stride(2),
+            *((0, 0, 0) if memory is None else memory.stride()[:3]),
+        ]
+        shape = {
+            "ROWS": num_rows,
+            "LAYERS": config.num_layers,
+            "DIM": config.dim,
+            "HEADS": config.num_heads,
+            "KV_HEADS": config.kv_heads,
+            "HEAD_DIM": config.head_dim,
+            "HIDDEN": config.hidden_dim,
+            "CODEBOOKS": config.num_codebooks,
+            "LOGITS": config.num_codebooks * config.codebook_size,
+            "PARTS": num_parts,
+            "BLOCKS": self._num_blocks,
+            "IS_LAYERNORM": int(config.norm == "layernorm"),
+            "HAS_GAIN": int(config.qk_norm),
+            "HAS_MEMORY": int(memory is not None),
+            "IS_FOLDED": int(bool(self._folded)),
+            "IS_ROTARY": int(self._is_rotary),
+            "GATED": int(config.activation == "swiglu"),
+            "SCALE": f"{_scale(config):.9e}f",
+            "NUM_WARPS": NUM_WARPS,
+        }
+        self._kernel = kernel(tuple(shape.items()), device)
+        self._num_shared_bytes = num_shared_bytes(config, num_rows, self._num_blocks)
+        self._tokens: Tensor | None = None
+
+    def take_conditions(self) -> None:
+        """See `FusedStep`."""
+        super().take_conditions()
+        config = self._lm.config
+        groups = config.num_heads // config.kv_heads
+        for block, folded, memory in zip(self._lm.blocks, self._folded, self._cache.memories, strict=False):
+            assert isinstance(block, Block)
+            assert block.cross_attention is not None
+            keys, values = (t.repeat_interleave(groups, 1).float() for t in memory)  # [R, H, M, Dh]
+            query = block.cross_attention.query.weight.unflatten(0, (config.num_heads, -1)).float()
+            out = block.cross_attention.out.weight.unflatten(1, (config.num_heads, -1)).float()
+            scores = torch.einsum("rhmd,hdi->rhmi", keys, query) * _scale(config)
+            num_states = keys.shape[2]
+            folded[0].unflatten(1, (config.num_heads, -1))[:, :, :num_states] = scores
+            added = torch.einsum("ohd,rhmd->rohm", out, values)
+            folded[1].unflatten(2, (config.num_heads, -1))[..., :num_states] = added
+
+    def __call__(self, draft: Draft) -> None:
+        """See `FusedStep`."""
+        if self._tokens is not draft.tokens:
+            self._tokens = draft.tokens
+            fields = [_address(buffer) for buffer in self._buffers]
+            fields += [_address(draft.tokens), draft.tokens.shape[0], *draft.tokens.stride(), *self._numbers]
+            assert len(fields) == NUM_FIELDS
+            for layer in range(self._lm.config.num_layers):
+                fields += map(_address, self._layer(layer))
+            self._given = torch.tensor(fields, device=self.logits.device)
+        self._kernel.launch(self._num_blocks, 32 * NUM_WARPS, self._num_shared_bytes, self._given)
+        self._sample(draft, self._position_of_logits)
+
+    def _layer(self, number: int) -> list[Tensor | None]:
+        """The kernel's `Layer`."""
+        block, cache = self._lm.blocks[number], self._cache
+        assert isinstance(block, Block)
+        attention, cross, feed_forward = block.attention, block.cross_attention, block.feed_forward
+        found: list[Tensor | None] = [
+            *_gain_and_bias(block.attention_norm),
+            attention.qkv.weight,
+            _gain(attention.q_norm),
+            _gain(attention.k_norm),
+            cache.keys[number],
+            cache.values[number],
+            attention.out.weight,
+        ]
+        if cross is None:
+            found += [None] * 6
+        else:
+            assert block.cross_norm is not None
+            norm = _gain_and_bias(block.cross_norm)
+            found += [*norm, cross.query.weight, *cache.memories[number], cross.out.weight]
+        found += [*_gain_and_bias(block.feed_forward_norm), feed_forward.up.weight, feed_forward.down.weight]
+        found += self._folded[number] if self._folded else [None, None]
+        return found
+
+
+def can_fold(config: TransformerConfig, num_rows: int) -> bool:
+    """Whether a short memory is folded; with more rows, a matrix for each would be more to read than is saved."""
+    return num_rows <= 2 and config.num_heads % NUM_WARPS == 0
+
+
+def _fits(config: TransformerConfig) -> bool:
+    """Whether the kernel is made for a shape."""
+    lanes = config.head_dim // 8  # that share a key
+    return (
+        config.dim % 32 == 0
+        and config.hidden_dim % 32 == 0
+        and config.head_dim % 8 == 0
+        and 0 < lanes <= 32
+        and lanes & (lanes - 1) == 0
+    )
+
+
+def num_shared_bytes(config: TransformerConfig, num_rows: int, num_blocks: int) -> int:
+    """No less than the kernel's `Shared`, of which each block has one."""
+    outputs = [
+        config.dim + 2 * config.kv_heads * config.head_dim,
+        config.num_codebooks * config.codebook_size,
+        config.hidden_dim * (2 if config.activation == "swiglu" else 1),
+    ]
+    inputs = [config.dim, config.hidden_dim]
+    if can_fold(config, num_rows):
+        inputs.append(config.num_heads * MAX_STATES)
+        outputs += [num_rows * inputs[-1], num_rows * config.dim]
+    fields = NUM_FIELDS + NUM_LAYER_FIELDS * config.num_layers
+    parts_and_moments = NUM_WARPS * (config.head_dim + 2 + 16)
+    sums = (max(-(-n // num_blocks) for n in outputs) + 17) * num_rows * (NUM_WARPS + 4)
+    return 8 * fields + 4 * (parts_and_moments + sums) + 2 * num_rows * (max(inputs) + 32) + 64
+
+
+def num_blocks(config: TransformerConfig, device: torch.device) -> int:
+    """As many as run at the same time, as far as each has its share of the residual stream.
+
+    So whoever knows the last of it knows that all blocks have begun.
+    """
+    share = -(-config.dim // num_multiprocessors(device))
+    return -(-config.dim // share)
+
+
+def num_multiprocessors(device: torch.device) -> int:
+    """Each runs one block."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def max_shared_bytes(device: torch.device) -> int:
+    """What a block can have."""
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
+@functools.cache
+def runs_resident(device: torch.device) -> bool:
+    """Whether the kernel can be compiled and run; a line says why not where the GPU itself could."""
+    if (
+        device.type != "cuda"
+        or torch.version.cuda is None
+        or torch.cuda.get_device_capability(device) < (8, 0)
+    ):
+        return False
+    reason = missing_library()
+    if reason is not None:
+        print(
+            f"generation: the kernel for bfloat16 cannot be compiled ({reason}); using others",
+            file=sys.stderr,
+        )
+    return reason is None
+
+
+@functools.cache
+def kernel(shape: tuple[tuple[str, object], ...], device: torch.device) -> Kernel:
+    """The kernel for a shape, once."""
+    return Kernel("resident_step", dict(shape), device)
+
+
+def _scale(config: TransformerConfig) -> float:
+    """Of queries: exponentials are powers of two."""
+    return config.head_dim**-0.5 * 1.4426950408889634
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _gain(module: nn.Module) -> Tensor | None:
+    return module.weight if isinstance(module, RMSNorm) else None
+
+
+def _gain_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    assert isinstance(module, nn.LayerNorm | RMSNorm)
+    assert module.weight is not None
+    return module.weight, getattr(module, "bias", None)

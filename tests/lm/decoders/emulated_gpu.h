@@ -1,0 +1,189 @@
+// Enough of a GPU to run a kernel on a CPU: every thread of every block is a fiber, and one is at work at a time.
+//
+// A fiber runs until it waits, at a barrier, for the other lanes of its warp, or for a word that another block
+// writes; then another one goes on, drawn by chance. So each seed is another order of events, and a program that
+// waits for ever is found. What a thread reads of shared memory before anything is written is NaN.
+#define EMULATED
+#include <ucontext.h>
+
+#include <algorithm>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define FULL 0xffffffffu
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+struct Place {
+  int x;
+};
+
+struct Warp {
+  long arrived = 0;
+  unsigned values[2][32][6];
+};
+
+struct Block {
+  long arrived = 0;
+  std::vector<Warp> warps;
+  std::vector<float4> memory;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  Place thread, block_number;
+  Block* block;
+  long barriers = 0, collectives = 0;
+  bool has_ended = false;
+};
+
+inline ucontext_t scheduler;
+inline Fiber* current;
+inline long progress;  // barriers that were passed, words that were written, fibers that ended
+
+#define threadIdx (current->thread)
+#define blockIdx (current->block_number)
+#define shared_memory (current->block->memory.data())
+
+inline void yield() { swapcontext(&current->context, &scheduler); }
+
+inline void __syncthreads() {
+  Block& block = *current->block;
+  const long whole = 32 * (long)block.warps.size(), needed = ++current->barriers * whole;
+  block.arrived++;
+  while (block.arrived < needed) yield();
+  progress++;
+}
+
+// What all lanes of the warp bring: a lane reads it before it can bring anything else twice.
+inline const unsigned (*exchange(const unsigned* mine, int count))[6] {
+  Warp& warp = current->block->warps[current->thread.x / 32];
+  const long number = current->collectives++;
+  std::memcpy(warp.values[number % 2][current->thread.x % 32], mine, count * sizeof(unsigned));
+  warp.arrived++;
+  while (warp.arrived < 32 * (number + 1)) yield();
+  return warp.values[number % 2];
+}
+
+inline float __uint_as_float(unsigned x) {
+  float y;
+  std::memcpy(&y, &x, 4);
+  return y;
+}
+inline unsigned __float_as_uint(float x) {
+  unsigned y;
+  std::memcpy(&y, &x, 4);
+  return y;
+}
+
+inline float __shfl_xor_sync(unsigned, float x, int distance) {
+  const unsigned mine = __float_as_uint(x);
+  return __uint_as_float(exchange(&mine, 1)[(current->thread.x ^ distance) % 32][0]);
+}
+
+inline bool __all_sync(unsigned, bool x) {
+  const unsigned mine = x;
+  const auto all = exchange(&mine, 1);
+  bool y = true;
+  for (int lane = 0; lane < 32; lane++) y &= all[lane][0] != 0;
+  return y;
+}
+
+inline unsigned bfloat16(float x) {
+  const unsigned bits = __float_as_uint(x);
+  return std::isnan(x) ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+inline unsigned packed(float low, float high) { return bfloat16(low) | bfloat16(high) << 16; }
+
+// As the manual of PTX lays out `mma.m16n8k16`.
+inline void multiply_add(
+    float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  const unsigned mine[6] = {a0, a1, a2, a3, b0, b1};
+  const auto all = exchange(mine, 6);
+  const int lane = current->thread.x % 32;
+  const auto half = [](unsigned both, int k) { return __uint_as_float(k % 2 ? both & 0xffff0000u : both << 16); };
+  for (int i = 0; i < 4; i++) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; k++) {
+      const unsigned a = all[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], b = all[column * 4 + k % 8 / 2][4 + k / 8];
+      c[i] += half(a, k) * half(b, k);
+    }
+  }
+}
+
+inline uint4 streamed(const unsigned short* p) { return *(const uint4*)p; }
+inline void read_word(const unsigned long long* p, unsigned& value, unsigned& tag) {
+  value = (unsigned)*p, tag = (unsigned)(*p >> 32);
+}
+inline void read_two_words(const unsigned long long* p, unsigned& a, unsigned& b, unsigned& c, unsigned& d) {
+  if ((uintptr_t)p % 16 != 0) std::abort();
+  read_word(p, a, b), read_word(p + 1, c, d);
+}
+inline void write_word(unsigned long long* p, unsigned value, unsigned tag) {
+  *p = (unsigned long long)tag << 32 | value;
+  progress++;
+}
+inline void ask_for_line(const char*) {}
+inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
+
+// Runs a kernel; 1 where all wait for something that does not come.
+template <class Kernel>
+int emulate(Kernel kernel, int num_blocks, int num_threads, int shared_bytes, unsigned seed) {
+  static Kernel entry;
+  entry = kernel;
+  std::mt19937 chance(seed);
+  std::vector<Block> blocks(num_blocks);
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  for (int b = 0; b < num_blocks; b++) {
+    blocks[b].warps.resize(num_threads / 32);
+    blocks[b].memory.resize((shared_bytes + 15) / 16);
+    std::memset((void*)blocks[b].memory.data(), 0xff, shared_bytes);
+    for (int t = 0; t < num_threads; t++) {
+      auto fiber = std::make_unique<Fiber>();
+      constexpr int size = 1 << 16;
+      fiber->stack = std::make_unique<char[]>(size);
+      fiber->thread = {t}, fiber->block_number = {b}, fiber->block = &blocks[b];
+      getcontext(&fiber->context);
+      fiber->context.uc_stack.ss_sp = fiber->stack.get();
+      fiber->context.uc_stack.ss_size = size;
+      fiber->context.uc_link = &scheduler;
+      makecontext(&fiber->context, (void (*)())+[] { entry(), current->has_ended = true, progress++; }, 0);
+      fibers.push_back(std::move(fiber));
+    }
+  }
+  std::vector<Fiber*> waiting;
+  for (auto& fiber : fibers) waiting.push_back(fiber.get());
+  for (int idle = 0; !waiting.empty();) {
+    const long before = progress;
+    std::shuffle(waiting.begin(), waiting.end(), chance);
+    std::vector<Fiber*> left;
+    for (Fiber* fiber : waiting) {
+      current = fiber;
+      swapcontext(&scheduler, &fiber->context);
+      if (!fiber->has_ended) left.push_back(fiber);
+    }
+    waiting.swap(left);
+    // What lanes tell one another is not progress, but there are some hundreds of that between two barriers.
+    idle = progress == before ? idle + 1 : 0;
+    if (idle > 4000) return 1;
+  }
+  return 0;
+}
