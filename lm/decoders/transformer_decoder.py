@@ -14,7 +14,7 @@ from ...core.conditions import GivenConditions
 from ...core.errors import UserError
 from ..transformer import KVCache, TransformerLM
 from .decoder import Decoder, Prepared, Weights
-from .graph_decoder import GraphTransformer
+from .gpu.graph_decoder import GraphTransformer
 from .kernel_decoder import PackedTransformer
 from .native import load_kernel
 from .transformer_kernel import MAX_HEAD_DIM

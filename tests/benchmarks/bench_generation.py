@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from tokkata.lm.decoders.decoder import Weights
-from tokkata.lm.decoders.graph_decoder import GraphTransformer
+from tokkata.lm.decoders.gpu.graph_decoder import GraphTransformer
 from tokkata.lm.generate import Generator
 from tokkata.lm.sampling import Sampling
 from tokkata.lm.transformer import TransformerLM

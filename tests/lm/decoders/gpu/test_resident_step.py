@@ -7,15 +7,15 @@ import torch
 
 from tokkata.core.conditions import Condition, Conditions, GivenConditions
 from tokkata.core.schema_models import Lora
-from tokkata.lm.decoders import graph_decoder, resident_step
 from tokkata.lm.decoders.decoder import Draft
-from tokkata.lm.decoders.graph_decoder import GraphDecoder, GraphTransformer
-from tokkata.lm.decoders.resident_step import ResidentStep, kernel, runs_resident
+from tokkata.lm.decoders.gpu import graph_decoder, resident_step
+from tokkata.lm.decoders.gpu.graph_decoder import GraphDecoder, GraphTransformer
+from tokkata.lm.decoders.gpu.resident_step import ResidentStep, kernel, runs_resident
 from tokkata.lm.decoders.transformer_decoder import PlainTransformer
 from tokkata.lm.lora import add_adapters
 from tokkata.lm.sampling import Sampling
 from tokkata.lm.transformer import TransformerConfig, TransformerLM
-from tokkata.tests.lm.decoders.emulated_kernel import EmulatedKernel
+from tokkata.tests.lm.decoders.gpu.emulated_kernel import EmulatedKernel
 
 MUSICGEN = {"norm": "layernorm", "activation": "gelu", "positions": "sinusoidal", "qk_norm": False}
 CONDITIONS = Conditions(
@@ -76,8 +76,8 @@ def given(lm: TransformerLM, num_clips: int, seed: int = 0) -> GivenConditions:
 def logits_of_last(
     lm: TransformerLM, num_clips: int, num_known: int, num_steps: int, seeds: tuple[int, ...] = (0,)
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each seed, of the last of `num_steps` steps after some that are known: the kernel's, and the model's
-    own in float32."""
+    """For each seed, of the last of `num_steps` steps after some that are known: the kernel's, and those of
+    the model in float32."""
     total = num_known + num_steps
     tokens = torch.randint(0, 11, (num_clips, 2, total + 1), generator=torch.Generator().manual_seed(0))
     tokens = tokens.to(lm.device)
@@ -187,6 +187,6 @@ def test_a_machine_without_the_compiler(
         assert not runs_resident(torch.device("cuda"))
     runs_resident.cache_clear()
     assert capsys.readouterr().err == (
-        "generation: the kernel for bfloat16 cannot be compiled (libnvrtc.so.99: cannot open shared object file);"
-        " using others\n"
+        "generation: the kernel for bfloat16 cannot be compiled (libnvrtc.so.99: cannot open shared object"
+        " file); using others\n"
     )

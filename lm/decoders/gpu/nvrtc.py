@@ -1,7 +1,7 @@
-"""Kernels in CUDA C++ beside this file, compiled by NVRTC, which PyTorch brings, for the GPU that they run on.
+"""Kernels in CUDA C++ beside this file, compiled by NVRTC, which PyTorch brings, for the GPU they run on.
 
-NVRTC and the driver are called through ctypes as their manuals say: PyTorch's own way to them is not public, and
-cannot launch blocks that wait for one another. What is compiled is kept where `native.py` keeps its own.
+NVRTC and the driver are called through ctypes as their manuals say: PyTorch's own way to them is not public,
+and cannot launch blocks that wait for one another. What is compiled is kept where `native.py` keeps its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .native import cache_folder
+from ..native import cache_folder
 
 _MAX_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
@@ -33,11 +33,11 @@ class Kernel:
     """A kernel whose one argument is a pointer, and whose blocks all run at the same time."""
 
     def __init__(self, name: str, macros: Mapping[str, object], device: torch.device) -> None:
-        """The function `name` of `kernels/NAME.cu`, with `macros` defined.
+        """The function `name` of `NAME.cu`, with `macros` defined.
 
         Raises `RuntimeError` with the reason where it cannot be compiled.
         """
-        source = (Path(__file__).parent / "kernels" / f"{name}.cu").read_bytes()
+        source = (Path(__file__).with_name(f"{name}.cu")).read_bytes()
         major, minor = torch.cuda.get_device_capability(device)
         options = ["--std=c++17", f"--gpu-architecture=sm_{major}{minor}"]
         options += [f"-D{macro}={value}" for macro, value in macros.items()]

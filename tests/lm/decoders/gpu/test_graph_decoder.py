@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tokkata.core.conditions import Condition, Conditions, GivenConditions
-from tokkata.lm.decoders import graph_decoder
 from tokkata.lm.decoders.decoder import Draft
-from tokkata.lm.decoders.graph_decoder import GraphTransformer
+from tokkata.lm.decoders.gpu import graph_decoder
+from tokkata.lm.decoders.gpu.graph_decoder import GraphTransformer
 from tokkata.lm.decoders.transformer_decoder import PlainTransformer
 from tokkata.lm.generate import Generator
 from tokkata.lm.sampling import Sampling

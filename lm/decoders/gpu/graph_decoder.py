@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...core.attention import Visible
-from ...core.conditioner import Fused
-from ...core.conditions import GivenConditions
-from ...core.rotary import rotary_tables
-from ..sampling import Sampling
-from ..transformer import KVCache, Surroundings, TransformerLM, sinusoids
-from .decoder import Decoder, Draft, Prepared
+from ....core.attention import Visible
+from ....core.conditioner import Fused
+from ....core.conditions import GivenConditions
+from ....core.rotary import rotary_tables
+from ...sampling import Sampling
+from ...transformer import KVCache, Surroundings, TransformerLM, sinusoids
+from ..decoder import Decoder, Draft, Prepared
 from .fused_step import FusedStep
 from .resident_step import ResidentStep
 from .triton_step import TritonStep
@@ -64,8 +64,8 @@ class GraphTransformer(Prepared):
     """A Transformer on a GPU; captured steps are kept for the next clips of the same shape."""
 
     def __init__(self, lm: TransformerLM, *, use_kernels: bool | None = None) -> None:
-        """`use_kernels`: whether steps are kernels of our own (`fused_step.py`) where these can do it, and not
-        PyTorch's operations; None: on CUDA."""
+        """`use_kernels`: whether steps are kernels of our own (`fused_step.py`) where these can do it, and
+        not PyTorch's operations; None: on CUDA."""
         self.lm = lm
         self.use_kernels = lm.device.type == "cuda" if use_kernels is None else use_kernels
         self._idle: dict[tuple[int, int], list[GraphDecoder]] = {}

@@ -1,25 +1,25 @@
-"""A step of a Transformer in bfloat16 for few rows as one kernel (`kernels/resident_step.cu`).
+"""A step of a Transformer in bfloat16 for few rows as one kernel (`resident_step.cu`).
 
-It needs tensor cores that know bfloat16 (Ampere and later). For up to two rows and short memories, cross-attention
-is folded: keys have gone into the query's weights and values into the output's, so that a layer has one product
-less to wait for. That costs 2 H · 32 D numbers a row and layer.
+It needs tensor cores that know bfloat16 (Ampere and later). For up to two rows and short memories,
+cross-attention is folded: its keys go into the query's weights and its values into the output's, so that a
+layer has one product less to wait for. That holds 2 H · 32 D numbers a row and layer.
 
 Shapes: as in `fused_step.py`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
+import math
 import sys
 
 import torch
 from torch import Tensor, nn
 
-from ...core.rms_norm import RMSNorm
-from ..transformer import Block, KVCache, TransformerLM
-from ..transformer_config import TransformerConfig
-from .decoder import Draft
+from ....core.rms_norm import RMSNorm
+from ...transformer import Block, KVCache, TransformerLM
+from ...transformer_config import TransformerConfig
+from ..decoder import Draft
 from .fused_step import FusedStep
 from .nvrtc import Kernel, missing_library
 
@@ -137,14 +137,15 @@ class ResidentStep(FusedStep):
         for block, folded, memory in zip(self._lm.blocks, self._folded, self._cache.memories, strict=False):
             assert isinstance(block, Block)
             assert block.cross_attention is not None
-            keys, values = (t.repeat_interleave(groups, 1).float() for t in memory)  # [R, H, M, Dh]
-            query = block.cross_attention.query.weight.unflatten(0, (config.num_heads, -1)).float()
-            out = block.cross_attention.out.weight.unflatten(1, (config.num_heads, -1)).float()
-            scores = torch.einsum("rhmd,hdi->rhmi", keys, query) * _scale(config)
+            # [R, H, M, Dh]
+            keys, values = (t.repeat_interleave(groups, 1).float() for t in memory)
             num_states = keys.shape[2]
-            folded[0].unflatten(1, (config.num_heads, -1))[:, :, :num_states] = scores
-            added = torch.einsum("ohd,rhmd->rohm", out, values)
-            folded[1].unflatten(2, (config.num_heads, -1))[..., :num_states] = added
+            query = block.cross_attention.query.weight.float().view(config.num_heads, -1, config.dim)
+            out = block.cross_attention.out.weight.float().view(config.dim, config.num_heads, -1)
+            into_scores = folded[0].view(len(keys), config.num_heads, MAX_STATES, config.dim)
+            into_scores[:, :, :num_states] = torch.einsum("rhmd,hdi->rhmi", keys, query) * _scale(config)
+            from_scores = folded[1].view(len(keys), config.dim, config.num_heads, MAX_STATES)
+            from_scores[..., :num_states] = torch.einsum("ohd,rhmd->rohm", out, values)
 
     def __call__(self, draft: Draft) -> None:
         """See `FusedStep`."""
@@ -185,7 +186,7 @@ class ResidentStep(FusedStep):
 
 
 def can_fold(config: TransformerConfig, num_rows: int) -> bool:
-    """Whether a short memory is folded; with more rows, a matrix for each would be more to read than is saved."""
+    """Whether a short memory is folded: with more rows, their matrices would be too much to read."""
     return num_rows <= 2 and config.num_heads % NUM_WARPS == 0
 
 
@@ -219,9 +220,9 @@ def num_shared_bytes(config: TransformerConfig, num_rows: int, num_blocks: int) 
 
 
 def num_blocks(config: TransformerConfig, device: torch.device) -> int:
-    """As many as run at the same time, as far as each has its share of the residual stream.
+    """As many as run at the same time, as far as each has a share of the residual stream.
 
-    So whoever knows the last of it knows that all blocks have begun.
+    So whoever has received all of it knows that all blocks have begun.
     """
     share = -(-config.dim // num_multiprocessors(device))
     return -(-config.dim // share)
@@ -236,7 +237,8 @@ def max_shared_bytes(device: torch.device) -> int:
     """What a block can have."""
     if device.type != "cuda":
         return 0
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -265,7 +267,7 @@ def kernel(shape: tuple[tuple[str, object], ...], device: torch.device) -> Kerne
 
 def _scale(config: TransformerConfig) -> float:
     """Of queries: exponentials are powers of two."""
-    return config.head_dim**-0.5 * 1.4426950408889634
+    return math.log2(math.e) / math.sqrt(config.head_dim)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ..sampling import Sampling
+from ...sampling import Sampling
 from .triton_launch import launch_options
 
 MAX_VOCABULARY = 16384

@@ -11,15 +11,15 @@ from torch import Tensor
 from tokkata.core.conditions import Condition, Conditions, GivenConditions
 from tokkata.core.rotary import rotary_frequencies, rotary_tables, rotate
 from tokkata.core.schema_models import Lora
-from tokkata.lm.decoders import triton_attention, triton_linear
 from tokkata.lm.decoders.decoder import Draft
-from tokkata.lm.decoders.fused_step import runs_triton
-from tokkata.lm.decoders.graph_decoder import GraphDecoder, GraphTransformer
+from tokkata.lm.decoders.gpu import triton_attention, triton_linear
+from tokkata.lm.decoders.gpu.fused_step import runs_triton
+from tokkata.lm.decoders.gpu.graph_decoder import GraphDecoder, GraphTransformer
+from tokkata.lm.decoders.gpu.triton_attention import NewKeys, attend
+from tokkata.lm.decoders.gpu.triton_ends import draw, embed
+from tokkata.lm.decoders.gpu.triton_linear import Norm, Tiling, linear
+from tokkata.lm.decoders.gpu.triton_step import TritonStep
 from tokkata.lm.decoders.transformer_decoder import PlainTransformer
-from tokkata.lm.decoders.triton_attention import NewKeys, attend
-from tokkata.lm.decoders.triton_ends import draw, embed
-from tokkata.lm.decoders.triton_linear import Norm, Tiling, linear
-from tokkata.lm.decoders.triton_step import TritonStep
 from tokkata.lm.generate import Generator
 from tokkata.lm.lora import add_adapters
 from tokkata.lm.sampling import Sampling

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ...core.rms_norm import RMSNorm
-from ..transformer import Block, KVCache, TransformerLM
-from .decoder import Draft
+from ....core.rms_norm import RMSNorm
+from ...transformer import Block, KVCache, TransformerLM
+from ..decoder import Draft
 from .fused_step import FusedStep, runs_triton
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """A step of a Transformer for few rows without PyTorch's own kernels, of which it needs 25 a layer.
 
 There are two ways: some large Triton kernels a layer (`triton_step.py`), and for bfloat16 one kernel for the
-whole step (`resident_step.py`). Both read the model's own parameters; nothing is held twice but what they say.
-The residual stream is float32, what products hand to one another otherwise has the number format of the weights.
+whole step (`resident_step.py`). Both read the model's own parameters. The residual stream is float32, what
+products hand to one another otherwise has the number format of the weights.
 
 Shapes: B clips, R rows (B, or 2 B under guidance), K codebooks, V codebook size, D model width, H heads, Dh
 width of a head, M states of the memory.
@@ -19,9 +19,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from ...core.rms_norm import RMSNorm
-from ...core.rotary import rotary_frequencies
-from ..transformer import (
+from ....core.rms_norm import RMSNorm
+from ....core.rotary import rotary_frequencies
+from ...transformer import (
     Attention,
     Block,
     CrossAttention,
@@ -30,7 +30,7 @@ from ..transformer import (
     TransformerLM,
     sinusoid_frequencies,
 )
-from .decoder import Draft
+from ..decoder import Draft
 
 MAX_ROWS = 8
 """With 16, PyTorch's products are faster on an H200."""

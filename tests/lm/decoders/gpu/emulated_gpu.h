@@ -1,13 +1,14 @@
-// Enough of a GPU to run a kernel on a CPU: every thread of every block is a fiber, and one is at work at a time.
+// Enough of a GPU to run a kernel on a CPU: every thread of every block is a fiber, and one is at work at a
+// time.
 //
-// A fiber runs until it waits, at a barrier, for the other lanes of its warp, or for a word that another block
-// writes; then another one goes on, drawn by chance. So each seed is another order of events, and a program that
-// waits for ever is found. What a thread reads of shared memory before anything is written is NaN.
+// A fiber runs until it waits, at a barrier, for the other lanes of its warp, or for a word that another
+// block writes; then another one goes on, drawn by chance. So each seed is another order of events, and a
+// program that waits for ever is found. What a thread reads of shared memory before anything is written is
+// NaN.
 #define EMULATED
 #include <ucontext.h>
 
 #include <algorithm>
-
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -119,11 +120,14 @@ inline void multiply_add(
   const unsigned mine[6] = {a0, a1, a2, a3, b0, b1};
   const auto all = exchange(mine, 6);
   const int lane = current->thread.x % 32;
-  const auto half = [](unsigned both, int k) { return __uint_as_float(k % 2 ? both & 0xffff0000u : both << 16); };
+  const auto half = [](unsigned both, int k) {
+    return __uint_as_float(k % 2 ? both & 0xffff0000u : both << 16);
+  };
   for (int i = 0; i < 4; i++) {
     const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
     for (int k = 0; k < 16; k++) {
-      const unsigned a = all[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], b = all[column * 4 + k % 8 / 2][4 + k / 8];
+      const unsigned a = all[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2],
+                     b = all[column * 4 + k % 8 / 2][4 + k / 8];
       c[i] += half(a, k) * half(b, k);
     }
   }
@@ -165,7 +169,7 @@ int emulate(Kernel kernel, int num_blocks, int num_threads, int shared_bytes, un
       fiber->context.uc_stack.ss_sp = fiber->stack.get();
       fiber->context.uc_stack.ss_size = size;
       fiber->context.uc_link = &scheduler;
-      makecontext(&fiber->context, (void (*)())+[] { entry(), current->has_ended = true, progress++; }, 0);
+      makecontext(&fiber->context, (void (*)()) + [] { entry(), current->has_ended = true, progress++; }, 0);
       fibers.push_back(std::move(fiber));
     }
   }

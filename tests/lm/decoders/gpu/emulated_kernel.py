@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tokkata.lm.decoders import resident_step
+from tokkata.lm.decoders.gpu import resident_step
 
 HEADER = Path(__file__).with_name("emulated_gpu.h")
-SOURCES = Path(resident_step.__file__).parent / "kernels"
+SOURCES = Path(resident_step.__file__).parent
 FOLDER = Path(tempfile.gettempdir()) / "tokkata-emulated"
 ENTRY = """
 extern "C" int run(const Step* step, int num_blocks, int num_threads, int shared_bytes, unsigned seed) {

@@ -1,27 +1,21 @@
-// A whole step of a Transformer with weights in bfloat16, from tokens to logits, as one kernel that stays on the
-// GPU.
+// A whole step of a Transformer with weights in bfloat16, from tokens to logits, as one kernel that stays on
+// the GPU.
 //
-// With few rows a step reads every weight once and computes next to nothing with it, so its time is that of the
-// bytes, and of waiting between one product and the next, which needs all of its results. Kernels one after
-// another wait for some 3 microseconds each time. Here each block stays on its multiprocessor and owns the same
-// outputs of every product. It has their weights on the way before it needs them, and sends its results as
-// words of 8 bytes that carry a tag: who needs a number reads its word until the tag is that of this step and
-// layer. So there is no barrier between blocks and no fence (as in NCCL's protocol LL, arXiv:2507.04786,
-// sec. III). A word is written again only after all who read it have sent what later products needed.
+// With few rows a step reads every weight once and computes next to nothing with it, so its time is that of
+// the bytes, and of waiting between one product and the next, which needs all of its results. Kernels one
+// after another wait for some 3 microseconds each time. Here each block stays on its multiprocessor and owns
+// the same outputs of every product. It has their weights on the way before it needs them, and sends its
+// results as words of 8 bytes that carry a tag: who needs a number reads its word until the tag is that of
+// this step and layer. So there is no barrier between blocks and no fence (as in NCCL's protocol LL,
+// arXiv:2507.04786). A word is written again only after all who read it have sent what later products needed.
 //
-// Products are of bfloat16 on tensor cores, their sums, the residual stream and all between in float32. Each
-// warp takes a part of the inputs of all outputs of its block; the sums of the warps are added in order, so
+// What products hand to one another is bfloat16, their sums and the residual stream are float32. Each warp
+// takes a part of the inputs of all outputs of its block; the sums of the warps are added in order, so
 // results do not depend on what was there first.
 //
 // The host (`resident_step.py`) says the shape by macros, and everything else in one array of 64-bit numbers.
 // It launches no more blocks than run at the same time, because they wait for one another.
 
-#ifndef GATE
-#define GATE 1
-#endif
-#ifndef PREFETCH
-#define PREFETCH 2
-#endif
 using u16 = unsigned short;
 using u32 = unsigned int;
 using u64 = unsigned long long;
@@ -41,7 +35,8 @@ __device__ __forceinline__ u32 packed(float low, float high) {
 
 // c += a b: 16 outputs, 16 inputs, 8 rows.
 __device__ __forceinline__ void multiply_add(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
@@ -69,7 +64,9 @@ __device__ __forceinline__ void write_word(u64* p, u32 value, u32 tag) {
   asm volatile("st.volatile.global.v2.b32 [%0], {%1,%2};" ::"l"(p), "r"(value), "r"(tag));
 }
 
-__device__ __forceinline__ void ask_for_line(const char* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+__device__ __forceinline__ void ask_for_line(const char* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
 
 __device__ __forceinline__ void yield() {}
 #endif
@@ -96,21 +93,21 @@ constexpr int PER_UP = share_of(HIDDEN);
 constexpr int PER_LOGITS = share_of(LOGITS);
 constexpr int MOST = larger(larger(PER_QKV, PER_LOGITS), (GATED ? 2 : 1) * PER_UP);
 #if IS_FOLDED
-constexpr int STATES = 32;  // of a memory, as far as they are told apart
-constexpr int SCORES = HEADS * STATES;
+constexpr int STATES = 32;              // a memory has no more of them
+constexpr int SCORES = HEADS * STATES;  // of a row
 static_assert(HEADS % WARPS == 0);
-constexpr int TILES = (larger(MOST, larger(share_of(ROWS * SCORES), ROWS * PER_DIM)) + 15) / 16;
+constexpr int PER_SCORES = share_of((ROWS)*SCORES);
+constexpr int TILES = (larger(larger(MOST, PER_SCORES), (ROWS)*PER_DIM) + 15) / 16;
 #else
 constexpr int SCORES = 0;
 constexpr int TILES = (MOST + 15) / 16;
 #endif
-
 constexpr int WIDEST = larger(larger(HIDDEN, DIM), SCORES);
 
 struct Layer {
   const u16 *attention_gain, *attention_bias, *qkv, *q_gain, *k_gain;
   u16 *keys, *values;
-  const u16 *out;
+  const u16* out;
   const u16 *cross_gain, *cross_bias, *query, *memory_keys, *memory_values, *cross_out;
   const u16 *up_gain, *up_bias, *up, *down;
   const u16 *folded_keys, *folded_values;  // [R, H · 32, D] and [R, D, H · 32]
@@ -145,21 +142,10 @@ __device__ __forceinline__ float low(u32 both) { return __uint_as_float(both << 
 __device__ __forceinline__ float high(u32 both) { return __uint_as_float(both & 0xffff0000u); }
 __device__ __forceinline__ float number(u16 x) { return __uint_as_float((u32)x << 16); }
 
-// Wait until a word has the tag: before many are read, lest those who wait are in the way of those who write.
-__device__ __forceinline__ void wait_for(const u64* p, u32 tag) {
-  for (;;) {
-    u32 value, found;
-    read_word(p, value, found);
-    if (__all_sync(FULL, found == tag)) return;
-    yield();
-  }
-}
-
-// Words at p and p + 1, p + stride and p + stride + 1, ... once all that the warp asks for have the tag. All of its
-// lanes come here.
+// Words at p and p + 1, p + stride and p + stride + 1, ... once all that the warp asks for have the tag. All
+// of its lanes come here.
 template <int N>
 __device__ __forceinline__ void receive(const u64* p, int stride, u32 tag, u32 (&values)[N]) {
-  if (GATE && N > 4) wait_for(p + threadIdx.x / 32 % (N / 2) * stride, tag);
   for (;;) {
     bool is_there = true;
 #pragma unroll
@@ -193,8 +179,6 @@ __device__ __forceinline__ void prefetch(const u16* matrix, int first, int limit
 
 template <int N>
 __device__ __forceinline__ void prefetch_share(const u16* matrix, int width) {
-  if (PREFETCH == 0) return;
-  if (PREFETCH == 1 && N != HIDDEN && width != HIDDEN) return;
   const int first = blockIdx.x * share_of(N);
   if (first < N) prefetch(matrix, first, smaller(first + share_of(N), N), width);
 }
@@ -203,9 +187,9 @@ __device__ __forceinline__ void prefetch_share(const u16* matrix, int width) {
 
 enum Epilogue { SEND, ACTIVATE, ADD, KEEP, SCORE };
 
-// Weights of one program's outputs, in the order in which its warps use them. An item is 32 inputs of 16 outputs:
-// of each output, a lane has 8 inputs that are neighbours. Which of the 32 a tensor core takes to be which is
-// the same for weights and inputs, and matters to no sum.
+// Weights of one block's outputs, in the order in which its warps use them. An item is 32 inputs of 16
+// outputs: of each output, a lane has 8 inputs that are neighbours. Which of the 32 a tensor core takes to be
+// which is the same for weights and inputs, and matters to no sum.
 template <int INPUTS, int OUTPUTS, int MATRICES>
 struct Weights {
   static constexpr int PER = share_of(OUTPUTS);
@@ -230,11 +214,14 @@ struct Weights {
     for (int item = 0; item < EARLY; item++) load(item);
   }
 
-  // Beyond the last output or input come others again: nobody asks for those sums, and those inputs are zeros.
+  // Beyond the last output or input come others again: nobody asks for those sums, and those inputs are
+  // zeros.
   __device__ __forceinline__ uint4 row(int o, int chunk) const {
-    const int n = first + (MATRICES == 1 ? o : o % PER), known = smaller(smaller(n, first + PER - 1), OUTPUTS - 1);
+    const int n = first + (MATRICES == 1 ? o : o % PER),
+              known = smaller(smaller(n, first + PER - 1), OUTPUTS - 1);
     const int place = (MATRICES == 1 ? known : smaller(o / PER, MATRICES - 1) * OUTPUTS + known) * INPUTS;
-    return streamed(matrix + place + (CHUNKS % WARPS == 0 ? chunk : smaller(chunk, CHUNKS - 1)) * 32 + lane % 4 * 8);
+    return streamed(
+        matrix + place + (CHUNKS % WARPS == 0 ? chunk : smaller(chunk, CHUNKS - 1)) * 32 + lane % 4 * 8);
   }
 
   __device__ __forceinline__ void load(int item) {
@@ -372,7 +359,6 @@ __device__ __forceinline__ void take_parts(
     const int mine = threadIdx.x + round * THREADS, j = smaller(mine, DIM / 2 - 1);
     const int head = j / (HEAD_DIM / 2), place = j % (HEAD_DIM / 2);
     u32 both[ROWS][MOST_PARTS], logs[ROWS][MOST_PARTS];
-    if (GATE) wait_for(from + ((num_parts * ROWS - 1) * HEADS + head) * PART + place, tag);
     for (;;) {
       bool is_there = true;
 #pragma unroll
@@ -453,7 +439,8 @@ struct Residual {
 
 // This block's outputs of a product, from `shared.sums` to who waits for them.
 template <int OUTPUTS, Epilogue EPILOGUE, bool HAS_MATRIX_OF_ROW = false>
-__device__ __forceinline__ void send(const Shared& shared, u64* to, float* logits, u32 tag, Residual& residual) {
+__device__ __forceinline__ void send(
+    const Shared& shared, u64* to, float* logits, u32 tag, Residual& residual) {
   constexpr int PER = share_of(OUTPUTS);
   constexpr int ROUNDS = (PER * PAIRS + THREADS - 1) / THREADS;
 #pragma unroll
@@ -470,7 +457,8 @@ __device__ __forceinline__ void send(const Shared& shared, u64* to, float* logit
     for (int k = 0; k < 2; k++) {
       const int row = smaller(2 * pair + k, ROWS - 1);
       y[k] = sum_over_warps(shared.sums[o + (HAS_MATRIX_OF_ROW ? row * PER : 0)][row]);
-      if (EPILOGUE == ACTIVATE && GATED) y[k] = y[k] / (1.f + expf(-y[k])) * sum_over_warps(shared.sums[PER + o][row]);
+      if (EPILOGUE == ACTIVATE && GATED)
+        y[k] = y[k] / (1.f + expf(-y[k])) * sum_over_warps(shared.sums[PER + o][row]);
       if (EPILOGUE == ACTIVATE && !GATED) y[k] = 0.5f * y[k] * (1.f + erff(y[k] * 0.70710678f));
       if (EPILOGUE == ADD) y[k] = residual.x[round < RESIDUALS ? round : 0][k] += y[k];
       if (EPILOGUE == KEEP && 2 * pair + k < ROWS) logits[(i64)row * OUTPUTS + n] = y[k];
@@ -480,8 +468,8 @@ __device__ __forceinline__ void send(const Shared& shared, u64* to, float* logit
 }
 
 // A product from one set of words to another, with a norm before it. `begin_next` asks for the weights of the
-// next one as soon as the inputs are there: later, the words that are then waited for would stand in line behind
-// them.
+// next one as soon as the inputs are there: later, the words that are then waited for would stand in line
+// behind them.
 template <int INPUTS, int OUTPUTS, int MATRICES, bool HAS_NORM, Epilogue EPILOGUE, class Next>
 __device__ __forceinline__ void product(
     Shared& shared, const u64* from, u64* to, float* logits, Weights<INPUTS, OUTPUTS, MATRICES>& weights,
@@ -497,8 +485,8 @@ __device__ __forceinline__ void product(
 // The product after attention, added to the residual stream.
 template <int MOST_PARTS, class Next>
 __device__ __forceinline__ void product_of_heads(
-    Shared& shared, const u64* from, u64* to, Weights<DIM, DIM, 1>& weights, u32 tag, int num_parts, Residual& residual,
-    Next begin_next) {
+    Shared& shared, const u64* from, u64* to, Weights<DIM, DIM, 1>& weights, u32 tag, int num_parts,
+    Residual& residual, Next begin_next) {
   if (blockIdx.x * PER_DIM >= DIM) return begin_next();
   take_parts<MOST_PARTS>(shared, from, tag, num_parts, begin_next);
   __syncthreads();
@@ -507,12 +495,12 @@ __device__ __forceinline__ void product_of_heads(
 }
 
 #if IS_FOLDED
-// Attention to a memory whose keys have become a matrix that gives scores, and its values one that gives what is
-// added to the residual stream: this is the second half, from scores on.
+// Attention to a memory whose keys have become a matrix that gives scores, and its values one that gives what
+// is added to the residual stream: this is the second half, from scores on.
 template <class Next>
 __device__ __forceinline__ void product_of_scores(
-    Shared& shared, const u64* from, u64* to, Weights<SCORES, DIM, ROWS>& weights, u32 tag, Residual& residual,
-    Next begin_next) {
+    Shared& shared, const u64* from, u64* to, Weights<SCORES, DIM, ROWS>& weights, u32 tag,
+    Residual& residual, Next begin_next) {
   if (blockIdx.x * PER_DIM >= DIM) return begin_next();
   constexpr int EACH = ROWS * HEADS / WARPS;  // of a warp; a lane has one state of each
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -543,7 +531,8 @@ __device__ __forceinline__ void product_of_scores(
     float most = is_seen[j] ? __uint_as_float(words[j]) : -1e30f;
     const float score = most;
 #pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) most = fmaxf(most, __shfl_xor_sync(FULL, most, distance));
+    for (int distance = 16; distance > 0; distance /= 2)
+      most = fmaxf(most, __shfl_xor_sync(FULL, most, distance));
     const float weight = is_seen[j] ? exp2f(score - most) : 0.f;
     float total = weight;
 #pragma unroll
@@ -560,7 +549,8 @@ __device__ __forceinline__ void product_of_scores(
 
 // 8 numbers of one row of each of N heads, from pairs of rows.
 template <int N>
-__device__ __forceinline__ void take_heads(const u64* from, const int (&places)[N], int row, u32 tag, float (&x)[N][8]) {
+__device__ __forceinline__ void take_heads(
+    const u64* from, const int (&places)[N], int row, u32 tag, float (&x)[N][8]) {
   u32 both[N][8];
   for (;;) {
     bool is_there = true;
@@ -642,7 +632,8 @@ __device__ __forceinline__ void attend(
     const int l = smaller(mine + j, last - 1);
     k[j] = v[j] = make_uint4(0, 0, 0, 0);
     // Earlier steps have written these.
-    if (l >= 0) k[j] = *(const uint4*)(keys + l * key_stride), v[j] = *(const uint4*)(values + l * key_stride);
+    if (l >= 0)
+      k[j] = *(const uint4*)(keys + l * key_stride), v[j] = *(const uint4*)(values + l * key_stride);
   }
   float taken[IS_SELF ? 3 : 1][8];
   const bool has_new = IS_SELF && part == 0;
@@ -655,7 +646,7 @@ __device__ __forceinline__ void attend(
     const int places[1] = {head * HEAD_DIM + d};
     take_heads<1>(step.query + row / 2 * DIM, places, row, tag, taken);
   }
-  float(&q)[8] = taken[0], (&k_new)[8] = taken[IS_SELF ? 1 : 0], (&v_new)[8] = taken[IS_SELF ? 2 : 0];
+  float (&q)[8] = taken[0], (&k_new)[8] = taken[IS_SELF ? 1 : 0], (&v_new)[8] = taken[IS_SELF ? 2 : 0];
   if (IS_SELF) turn(q, layer.q_gain, step.frequencies, place);
 #pragma unroll
   for (int j = 0; j < 8; j++) q[j] *= SCALE;
@@ -768,7 +759,9 @@ __device__ __forceinline__ float embedded(const Step& step, int row, int d, i64 
   const i64* token = step.tokens + row % step.num_clips * step.clip_stride + position * step.step_stride;
   float x = 0.f;
   for (int codebook = 0; codebook < CODEBOOKS; codebook++)
-    x += number(step.embedding[(codebook * (LOGITS / CODEBOOKS + 1) + token[codebook * step.codebook_stride]) * DIM + d]);
+    x += number(
+        step.embedding
+            [(codebook * (LOGITS / CODEBOOKS + 1) + token[codebook * step.codebook_stride]) * DIM + d]);
   if (step.added != nullptr) x += number(step.added[row * DIM + d]);
   if (!IS_ROTARY) {
     i64 counted = position + step.num_prepended;
@@ -781,7 +774,8 @@ __device__ __forceinline__ float embedded(const Step& step, int row, int d, i64 
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) resident_step(const Step* given) {
   Shared& shared = *(Shared*)shared_memory;
-  for (int i = threadIdx.x; i < sizeof(Step) / 8; i += THREADS) ((u64*)&shared.step)[i] = ((const u64*)given)[i];
+  for (int i = threadIdx.x; i < sizeof(Step) / 8; i += THREADS)
+    ((u64*)&shared.step)[i] = ((const u64*)given)[i];
   __syncthreads();
   const Step& step = shared.step;
   const u32 launch = *step.launches;
@@ -807,7 +801,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) resident_step(const Ste
     const int o = (threadIdx.x + round * THREADS) / PAIRS, pair = (threadIdx.x + round * THREADS) % PAIRS;
     const int n = blockIdx.x * PER_DIM + o;
     if (o >= PER_DIM || n >= DIM) continue;
-    for (int k = 0; k < 2; k++) residual.x[round][k] = embedded(step, smaller(2 * pair + k, ROWS - 1), n, position);
+    for (int k = 0; k < 2; k++)
+      residual.x[round][k] = embedded(step, smaller(2 * pair + k, ROWS - 1), n, position);
     write_word(step.x + (i64)pair * DIM + n, packed(residual.x[round][0], residual.x[round][1]), tag);
   }
 
@@ -821,7 +816,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) resident_step(const Ste
     const Layer& next = step.layers[smaller(number + 1, LAYERS - 1)];
 #if IS_FOLDED
     prefetch_share<ROWS * SCORES>(layer.folded_keys, DIM);
-    for (int row = 0; row < ROWS; row++) prefetch_share<DIM>(layer.folded_values + (i64)row * DIM * SCORES, SCORES);
+    for (int row = 0; row < ROWS; row++)
+      prefetch_share<DIM>(layer.folded_values + (i64)row * DIM * SCORES, SCORES);
 #else
     if (HAS_MEMORY) {
       prefetch_share<DIM>(layer.query, DIM);
@@ -830,7 +826,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) resident_step(const Ste
 #endif
     const int num_tasks = ROWS * HEADS * num_parts;
     for (int task = blockIdx.x; task < num_tasks; task += BLOCKS) {
-      const int row = task / HEADS % ROWS, kv_head = task % HEADS / (HEADS / KV_HEADS), part = task / (HEADS * ROWS);
+      const int row = task / HEADS % ROWS, kv_head = task % HEADS / (HEADS / KV_HEADS),
+                part = task / (HEADS * ROWS);
       const i64 offset = row * step.cache_row_stride + kv_head * step.cache_head_stride;
       const int last = smaller((part + 1) * share, length);
       if (part * share < last) {
@@ -839,38 +836,38 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) resident_step(const Ste
       }
     }
     product<DIM, QKV, 1, true, SEND>(
-        shared, step.x, step.qkv, nullptr, qkv, layer.attention_gain, layer.attention_bias, tag, tag, residual,
-        [&] { out.begin(layer.out); });
+        shared, step.x, step.qkv, nullptr, qkv, layer.attention_gain, layer.attention_bias, tag, tag,
+        residual, [&] { out.begin(layer.out); });
     prefetch_share<HIDDEN>(layer.up, DIM);
     if (GATED) prefetch_share<HIDDEN>(layer.up + (i64)HIDDEN * DIM, DIM);
     for (int task = blockIdx.x; task < num_tasks; task += BLOCKS)
       attend<true>(
           shared, layer, task / HEADS % ROWS, task % HEADS, task / (HEADS * ROWS), tag, length, share);
     const auto begin_up = [&] { up.begin(layer.up); };
-    product_of_heads<PARTS>(
-        shared, step.parts, step.after_attention, out, tag, num_parts, residual, [&] {
+    product_of_heads<PARTS>(shared, step.parts, step.after_attention, out, tag, num_parts, residual, [&] {
 #if IS_FOLDED
-          folded_keys.begin(layer.folded_keys);
+      folded_keys.begin(layer.folded_keys);
 #else
           if (HAS_MEMORY)
             query.begin(layer.query);
           else
             begin_up();
 #endif
-        });
+    });
     prefetch_share<DIM>(layer.down, HIDDEN);
 #if IS_FOLDED
     product<DIM, ROWS * SCORES, 1, true, SCORE>(
-        shared, step.after_attention, step.scores, nullptr, folded_keys, layer.cross_gain, layer.cross_bias, tag, tag,
-        residual, [&] { folded_values.begin(layer.folded_values); });
+        shared, step.after_attention, step.scores, nullptr, folded_keys, layer.cross_gain, layer.cross_bias,
+        tag, tag, residual, [&] { folded_values.begin(layer.folded_values); });
     product_of_scores(shared, step.scores, step.after_cross, folded_values, tag, residual, begin_up);
 #else
     if (HAS_MEMORY) {
       product<DIM, DIM, 1, true, SEND>(
-          shared, step.after_attention, step.query, nullptr, query, layer.cross_gain, layer.cross_bias, tag, tag,
-          residual, [&] { cross_out.begin(layer.cross_out); });
+          shared, step.after_attention, step.query, nullptr, query, layer.cross_gain, layer.cross_bias, tag,
+          tag, residual, [&] { cross_out.begin(layer.cross_out); });
       for (int task = blockIdx.x; task < ROWS * HEADS; task += BLOCKS)
-        attend<false>(shared, layer, task / HEADS, task % HEADS, 0, tag, (int)step.num_states, (int)step.num_states);
+        attend<false>(
+            shared, layer, task / HEADS, task % HEADS, 0, tag, (int)step.num_states, (int)step.num_states);
       product_of_heads<1>(shared, step.cross, step.after_cross, cross_out, tag, 1, residual, begin_up);
     }
 #endif
