@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,14 +38,11 @@ class Kernel:
 
         Raises `RuntimeError` with the reason where it cannot be compiled.
         """
-        source = (Path(__file__).with_name(f"{name}.cu")).read_bytes()
-        major, minor = torch.cuda.get_device_capability(device)
-        options = ["--std=c++17", f"--gpu-architecture=sm_{major}{minor}"]
-        options += [f"-D{macro}={value}" for macro, value in macros.items()]
+        image = machine_code(name, macros, torch.cuda.get_device_capability(device))
         module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         with torch.cuda.device(device):
             torch.cuda.current_stream().synchronize()  # which makes PyTorch's context the current one
-            _call("cuModuleLoadData", ctypes.byref(module), _image(source, options))
+            _call("cuModuleLoadData", ctypes.byref(module), image)
             _call("cuModuleGetFunction", ctypes.byref(self._function), module, name.encode())
 
     def launch(self, num_blocks: int, num_threads: int, shared_bytes: int, argument: Tensor) -> None:
@@ -54,10 +52,11 @@ class Kernel:
         """
         pointer = ctypes.c_void_p(argument.data_ptr())
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(pointer))
-        stream = ctypes.c_void_p(torch.cuda.current_stream(argument.device).cuda_stream)
-        _call("cuFuncSetAttribute", self._function, _MAX_SHARED_BYTES, shared_bytes)
         shape = num_blocks, 1, 1, num_threads, 1, 1, shared_bytes
-        _call("cuLaunchCooperativeKernel", self._function, *shape, stream, arguments)
+        with torch.cuda.device(argument.device):
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            _call("cuFuncSetAttribute", self._function, _MAX_SHARED_BYTES, shared_bytes)
+            _call("cuLaunchCooperativeKernel", self._function, *shape, stream, arguments)
 
 
 def _driver() -> ctypes.CDLL:
@@ -65,7 +64,16 @@ def _driver() -> ctypes.CDLL:
 
 
 def _nvrtc() -> ctypes.CDLL:
-    return ctypes.CDLL(f"libnvrtc.so.{(torch.version.cuda or '').split('.')[0]}")
+    name = f"libnvrtc.so.{(torch.version.cuda or '').split('.')[0]}"
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        # The packages that PyTorch's wheels need lie where no linker looks.
+        nvidia = importlib.util.find_spec("nvidia")
+        for folder in (nvidia.submodule_search_locations or []) if nvidia else []:
+            for library in Path(folder).glob(f"*/lib/{name}"):
+                return ctypes.CDLL(str(library))
+        raise
 
 
 def _call(function: str, *arguments: object) -> None:
@@ -77,11 +85,16 @@ def _call(function: str, *arguments: object) -> None:
         raise RuntimeError(f"{function}: {(text.value or b'unknown').decode()}")
 
 
-def _image(source: bytes, options: list[str]) -> bytes:
-    """The machine code, from the cache if it has been compiled before."""
-    version = str(torch.version.cuda)
-    key = hashlib.sha256("\0".join([source.decode(), version, *options]).encode()).hexdigest()
-    cached = cache_folder() / f"{key[:32]}.cubin"
+def machine_code(name: str, macros: Mapping[str, object], capability: tuple[int, int]) -> bytes:
+    """What `NAME.cu` becomes for a GPU of a compute capability, from the cache if it has been compiled before.
+
+    Raises `RuntimeError` with the reason where it cannot be compiled.
+    """
+    source = Path(__file__).with_name(f"{name}.cu").read_bytes()
+    options = ["--std=c++17", f"--gpu-architecture=sm_{capability[0]}{capability[1]}"]
+    options += [f"-D{macro}={value}" for macro, value in macros.items()]
+    key = hashlib.sha256(b"\0".join([source, str(torch.version.cuda).encode(), *map(str.encode, options)]))
+    cached = cache_folder() / f"{name}-{key.hexdigest()[:16]}.cubin"
     if not cached.exists():
         image = _compiled(source, options)
         cached.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The kernel of a whole step against the model itself: on fibers of a CPU, and on a GPU."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from tokkata.core.conditions import Condition, Conditions, GivenConditions
 from tokkata.core.schema_models import Lora
 from tokkata.lm.decoders.decoder import Draft
-from tokkata.lm.decoders.gpu import graph_decoder, resident_step
+from tokkata.lm.decoders.gpu import graph_decoder, nvrtc, resident_step
 from tokkata.lm.decoders.gpu.graph_decoder import GraphDecoder, GraphTransformer
 from tokkata.lm.decoders.gpu.resident_step import ResidentStep, kernel, runs_resident
 from tokkata.lm.decoders.transformer_decoder import PlainTransformer
@@ -108,7 +109,7 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("shape", [MUSICGEN, {"num_kv_heads": 1}], ids=["musicgen", "modern"])
-@pytest.mark.parametrize("num_clips", [1, 2, 3])
+@pytest.mark.parametrize("num_clips", [1, 3])
 def test_logits_are_those_of_the_model(
     num_clips: int, shape: dict[str, object], device: torch.device
 ) -> None:
@@ -172,6 +173,34 @@ def test_what_it_is_not_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident_step, "max_shared_bytes", lambda device: 200_000)
     add_adapters(lm, Lora(), "somewhere")
     assert not ResidentStep.can_run(lm, 2)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_it_compiles_for_gpus_that_are_not_here(
+    capability: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        nvrtc._nvrtc()
+    except OSError as error:
+        pytest.skip(f"needs NVRTC: {error}")
+    macros: dict[str, object] = {}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(resident_step, "Kernel", lambda name, given, device: macros.update(given))
+    monkeypatch.setattr(resident_step, "num_multiprocessors", lambda device: 108)
+    kernel.cache_clear()
+    lm = made(torch.device("cpu"), dim=128, num_heads=8).to(torch.bfloat16)
+    with torch.inference_mode():
+        decoder = GraphDecoder(lm, 2, 3, ResidentStep, lambda decoder: None)
+        decoder.start(given(lm, 2))
+    kernel.cache_clear()
+    code = nvrtc.machine_code("resident_step", macros, capability)
+    assert code.startswith(b"\x7fELF")
+    monkeypatch.setattr(nvrtc, "_compiled", lambda *_: pytest.fail("it has been compiled before"))
+    assert nvrtc.machine_code("resident_step", macros, capability) == code
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r'NVRTC: .*"NUM_WARPS" is undefined'):
+        nvrtc.machine_code("resident_step", {}, capability)
 
 
 def test_a_machine_without_the_compiler(
