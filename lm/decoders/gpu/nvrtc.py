@@ -86,7 +86,7 @@ def _call(function: str, *arguments: object) -> None:
 
 
 def machine_code(name: str, macros: Mapping[str, object], capability: tuple[int, int]) -> bytes:
-    """What `NAME.cu` becomes for a GPU of a compute capability, from the cache if it has been compiled before.
+    """What `NAME.cu` becomes for a GPU of a compute capability; from the cache if it has been compiled.
 
     Raises `RuntimeError` with the reason where it cannot be compiled.
     """
