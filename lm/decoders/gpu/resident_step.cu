@@ -844,16 +844,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) resident_step(const Ste
       attend<true>(
           shared, layer, task / HEADS % ROWS, task % HEADS, task / (HEADS * ROWS), tag, length, share);
     const auto begin_up = [&] { up.begin(layer.up); };
-    product_of_heads<PARTS>(shared, step.parts, step.after_attention, out, tag, num_parts, residual, [&] {
 #if IS_FOLDED
-      folded_keys.begin(layer.folded_keys);
+    const auto begin_cross = [&] { folded_keys.begin(layer.folded_keys); };
 #else
-          if (HAS_MEMORY)
-            query.begin(layer.query);
-          else
-            begin_up();
+    const auto begin_cross = [&] {
+      if (HAS_MEMORY)
+        query.begin(layer.query);
+      else
+        begin_up();
+    };
 #endif
-    });
+    product_of_heads<PARTS>(
+        shared, step.parts, step.after_attention, out, tag, num_parts, residual, begin_cross);
     prefetch_share<DIM>(layer.down, HIDDEN);
 #if IS_FOLDED
     product<DIM, ROWS * SCORES, 1, true, SCORE>(
