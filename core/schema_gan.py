@@ -288,7 +288,7 @@ class DrumGanModel(ProgressiveSection):
         min_length=1,
     )
     """Features of timbre that the generator is told as numbers from 0 to 1, and the discriminator has to
-    estimate. See `gan/descriptors.py`."""
+    estimate. See `gan/conditions/descriptors.py`."""
 
 
 class Teacher(Section):

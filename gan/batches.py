@@ -19,9 +19,9 @@ from ..core.loop import step_seed
 from ..core.sampler import CropSampler
 from ..core.schema import Train
 from ..tokenize.features.clip_conditions import to_batch
+from .conditions.told import ClipTold
 from .crops import some_clips
 from .networks.family import Generator
-from .told import ClipTold
 
 REAL, NOISE, OTHER_NOISE, DRAWS, MIX, STEP = "real", "noise", "other_noise", "draws", "mix", "step"
 """Entries of a batch: latents `[B, D, T]`; the noise of the clips that the discriminator sees, and of those

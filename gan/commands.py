@@ -151,7 +151,7 @@ def _ask(model: GanModel, label: Sequence[str], num: int | None, seed: int) -> _
     from torch import Tensor
 
     from ..tokenize.features.told import told_by_options
-    from .examples import fill_in
+    from .conditions.examples import fill_in
 
     conditions = model.config.conditions
     told = told_by_options(conditions, label, (), (), None, None)

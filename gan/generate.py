@@ -17,7 +17,7 @@ from ..core.errors import UserError
 from ..core.label import Label
 from ..core.loop import step_seed
 from .batches import draw_noise
-from .examples import all_lengthened, fill_in
+from .conditions.examples import all_lengthened, fill_in
 from .gan_model import GanModel
 from .networks.musika import MusikaGenerator
 

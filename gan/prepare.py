@@ -2,8 +2,9 @@
 
     python -m tokkata.gan.prepare RECIPE
 
-A DarkGAN's teacher writes soft labels (`teacher.py`), a VQCPC-GAN's encoder tokens (`vqcpc.py`); both of
-every clip of every split, so that later stages only look them up (`prepared.py`).
+A DarkGAN's teacher writes soft labels (`conditions/teacher.py`), a VQCPC-GAN's encoder tokens
+(`conditions/vqcpc.py`); both of every clip of every split, so that later stages only look them up
+(`conditions/prepared.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from ..core.run import stage_main
 from ..core.schema import Recipe
 from ..core.schema_gan import DarkGanModel
-from . import teacher, vqcpc
+from .conditions import teacher, vqcpc
 
 
 def prepare(recipe: Recipe) -> None:

@@ -27,11 +27,11 @@ from ..tokenize.codec import load_codec_from_info
 from ..tokenize.fast_codec import fast
 from ..tokenize.store import TokenStore
 from .clips import Clips, write_clips
-from .examples import all_lengthened
+from .conditions.examples import all_lengthened
+from .conditions.told import ClipTold
 from .gan_model import GanModel
 from .generate import image_frames
 from .load import load_gan
-from .told import ClipTold
 
 _AT_ONCE = 16  # real clips that are read at once for what is to be told of them
 

@@ -38,13 +38,13 @@ from .batches import DRAWS, MIX, NOISE, OTHER_NOISE, REAL, STEP, GanBatches, dra
 from .build import make_discriminator
 from .card import write_card
 from .collapse import Collapse, collapse_statistics
-from .examples import examples_of
+from .conditions.examples import examples_of
+from .conditions.told import ClipTold, what_to_tell
 from .gan_model import GanConfig, GanModel
 from .growth import level_of
 from .losses import HeadKind, head_loss, make_game
 from .networks.family import Discriminator, Verdict
 from .preview import Preview
-from .told import ClipTold, what_to_tell
 
 MODEL, DISCRIMINATOR = "model", "discriminator"
 """The modules of the job."""

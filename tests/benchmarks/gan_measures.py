@@ -5,10 +5,10 @@
 Of each run, whatever applies to it (`families.py` makes them, `notes_table.py` has FAD and KAD):
 
 - **pitch**: of models that are told one, the share of clips with it by `eval/pitch.py`, over all its values.
-- **numbers**: of a DrumGAN's features by `gan/descriptors.py` and a DarkGAN's soft labels by its own teacher,
-  the rank correlation of what was asked with what is heard. Once for each alone, drawn evenly from 0 to 1,
-  while the rest is that of training clips (soft labels that must sum to 1 are made to); with random weights
-  for comparison; and once told all of held-out clips.
+- **numbers**: of a DrumGAN's features by `gan/conditions/descriptors.py` and a DarkGAN's soft labels by its
+  own teacher, the rank correlation of what was asked with what is heard. Once for each alone, drawn evenly
+  from 0 to 1, while the rest is that of training clips (soft labels that must sum to 1 are made to); with
+  random weights for comparison; and once told all of held-out clips.
 - **seams**: of models of any length, clips several times as long as those of training. At multiples of that
   length, in whose windows a Musika makes them, the energy and the spectral flux of about 60 ms are divided by
   the median of the neighbourhood, half such a length to both sides. There is no seam where the interval of
@@ -47,14 +47,14 @@ from tokkata.core.schema_models import WaveNetModel
 from tokkata.eval.bootstrap import centred_interval, share_interval
 from tokkata.eval.pitch import HIGHEST, LOWEST, MARGIN, TOLERANCE, median_pitch
 from tokkata.gan.clips import Clips, file_name, write_clips
-from tokkata.gan.descriptors import DESCRIPTORS, raw_descriptors
-from tokkata.gan.examples import fill_in
+from tokkata.gan.conditions.descriptors import DESCRIPTORS, raw_descriptors
+from tokkata.gan.conditions.examples import fill_in
+from tokkata.gan.conditions.prepared import ABOUT_SOFT_LABELS, TEACHER
+from tokkata.gan.conditions.teacher import HubTeacher, Teacher, TeacherNetwork, TrainedTeacher
 from tokkata.gan.gan_model import KIND, GanModel
 from tokkata.gan.load import load_gan
 from tokkata.gan.networks.musika import MusikaGenerator
-from tokkata.gan.prepared import ABOUT_SOFT_LABELS, TEACHER
 from tokkata.gan.sample import choose_clips
-from tokkata.gan.teacher import HubTeacher, Teacher, TeacherNetwork, TrainedTeacher
 from tokkata.lm.load import load_lm
 from tokkata.tests.benchmarks.bench_gan import of_gansynth, of_wavenet, speed_table
 from tokkata.tests.benchmarks.held_out_notes import recipe_of

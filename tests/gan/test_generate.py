@@ -17,7 +17,7 @@ from tokkata.core.conditions import Given
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.gan.clips import Clips, write_clips
-from tokkata.gan.examples import fill_in, lengthened
+from tokkata.gan.conditions.examples import fill_in, lengthened
 from tokkata.gan.generate import clip_noise, generate
 from tokkata.gan.load import codec_of, load_gan
 from tokkata.tests.gan.tiny_gans import EXAMPLES, NUM_SAMPLES, NUM_TOKENS, PITCHES, RATE, SECTIONS, make_gan

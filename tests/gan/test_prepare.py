@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from tokkata.core.conditions import Conditions
 from tokkata.core.errors import UserError
+from tokkata.gan.conditions.prepared import load_prepared
 from tokkata.gan.prepare import prepare
-from tokkata.gan.prepared import load_prepared
 from tokkata.gan.representation import make_representation
 from tokkata.tests.gan.made_notes import NUM_SAMPLES, RATE, darkgan, store_of, vqcpc_gan, write_notes
 

@@ -18,13 +18,13 @@ from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.core.recipe import check_recipe
 from tokkata.gan.card import write_card
-from tokkata.gan.examples import examples_of
+from tokkata.gan.conditions.examples import examples_of
+from tokkata.gan.conditions.prepared import TOKENS, one_hot
+from tokkata.gan.conditions.told import ClipTold
 from tokkata.gan.gan_model import GanConfig, GanModel
 from tokkata.gan.generate import generate
 from tokkata.gan.load import load_gan
-from tokkata.gan.prepared import TOKENS, one_hot
 from tokkata.gan.sample import choose_clips, sample
-from tokkata.gan.told import ClipTold
 from tokkata.lm.publish import push_to_hub
 from tokkata.tests.gan.made_notes import NUM_SAMPLES, RATE, write_notes
 from tokkata.tests.gan.tiny_gans import NUM_TOKENS, SECTIONS, make_gan
@@ -129,7 +129,7 @@ class Numbered:
 
 @pytest.fixture
 def numbered(monkeypatch):
-    monkeypatch.setattr("tokkata.gan.told.load_prepared", lambda *_: Numbered())
+    monkeypatch.setattr("tokkata.gan.conditions.told.load_prepared", lambda *_: Numbered())
 
 
 @pytest.mark.parametrize("num_samples", [512, CROP, 2500, NUM_SAMPLES])

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.conditions import Condition, Conditions, Given, GivenConditions
-from ..core.errors import UserError
-from ..core.label import Label
-from ..tokenize.features.told import ClipInputs
-from .crops import some_clips
+from ...core.conditions import Condition, Conditions, Given, GivenConditions
+from ...core.errors import UserError
+from ...core.label import Label
+from ...tokenize.features.told import ClipInputs
+from ..crops import some_clips
 from .told import ClipTold
 
 NUM_EXAMPLES = 64

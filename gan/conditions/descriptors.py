@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.conditions import Condition
-from ..core.errors import UserError
+from ...core.conditions import Condition
+from ...core.errors import UserError
 
 DESCRIPTORS = ("boominess", "brightness", "depth", "hardness", "roughness", "sharpness", "warmth")
 """The features, in the order of `raw_descriptors`."""

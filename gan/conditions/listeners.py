@@ -23,13 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core.errors import UserError
-from ..core.files import atomic_folder, write_json
-from ..core.schema import Recipe, Train
-from ..core.sections import Split
-from ..tokenize.store import TokenSplit, TokenStore
-from .crops import Crops, read_latents
-from .short_time import ShortTime
+from ...core.errors import UserError
+from ...core.files import atomic_folder, write_json
+from ...core.schema import Recipe, Train
+from ...core.sections import Split
+from ...tokenize.store import TokenSplit, TokenStore
+from ..crops import Crops, read_latents
+from ..short_time import ShortTime
 
 SEED = 0
 BATCH_SIZE = 32

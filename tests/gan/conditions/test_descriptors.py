@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tokkata.core.errors import UserError
-from tokkata.gan.descriptors import DESCRIPTORS, DescriptorScale, descriptor_conditions, raw_descriptors
+from tokkata.gan.conditions.descriptors import (
+    DESCRIPTORS,
+    DescriptorScale,
+    descriptor_conditions,
+    raw_descriptors,
+)
 
 RATE = 16_000
 TIME = torch.arange(RATE) / RATE

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.conditions import Condition, Conditions, GivenConditions, label_condition
-from ..core.label import Label
-from ..core.schema_gan import DarkGanModel, DrumGanModel, GanSection, VqcpcGanModel
-from ..tokenize.features.clip_conditions import ClipConditions
-from ..tokenize.store import TokenSplit, TokenStore
-from .crops import Crops, read_latents, some_clips
+from ...core.conditions import Condition, Conditions, GivenConditions, label_condition
+from ...core.label import Label
+from ...core.schema_gan import DarkGanModel, DrumGanModel, GanSection, VqcpcGanModel
+from ...tokenize.features.clip_conditions import ClipConditions
+from ...tokenize.store import TokenSplit, TokenStore
+from ..crops import Crops, read_latents, some_clips
+from ..gan_model import GanConfig
+from ..losses import HeadKind
 from .descriptors import DESCRIPTORS, DescriptorScale, descriptor_conditions, raw_descriptors
-from .gan_model import GanConfig
-from .losses import HeadKind
 from .prepared import Prepared, load_prepared
 
 _EXAMPLES = 512  # clips by which descriptors are scaled

@@ -24,10 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.conditions import Condition, Given, GivenConditions
-from ..core.errors import UserError
-from ..core.files import atomic_file
-from ..core.schema_gan import DarkGanModel, VqcpcGanModel
+from ...core.conditions import Condition, Given, GivenConditions
+from ...core.errors import UserError
+from ...core.files import atomic_file
+from ...core.schema_gan import DarkGanModel, VqcpcGanModel
 
 TEACHER, ENCODER = "teacher", "encoder"
 """Folders of a run."""

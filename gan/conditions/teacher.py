@@ -21,22 +21,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.audio import resample
-from ..core.conditions import label_condition
-from ..core.device import best_device
-from ..core.errors import UserError
-from ..core.files import write_json
-from ..core.hub_classifier import HubClassifier, load_hub_classifier, windows_of
-from ..core.job import Batch, Job, Loss, Phase
-from ..core.label import Label
-from ..core.loop import train
-from ..core.optimizer import adamw
-from ..core.run import is_main_process
-from ..core.sampler import CropSampler
-from ..core.schema import Recipe
-from ..core.schema_gan import DarkGanModel
-from ..tokenize.store import TokenStore
-from .crops import some_clips
+from ...core.audio import resample
+from ...core.conditions import label_condition
+from ...core.device import best_device
+from ...core.errors import UserError
+from ...core.files import write_json
+from ...core.hub_classifier import HubClassifier, load_hub_classifier, windows_of
+from ...core.job import Batch, Job, Loss, Phase
+from ...core.label import Label
+from ...core.loop import train
+from ...core.optimizer import adamw
+from ...core.run import is_main_process
+from ...core.sampler import CropSampler
+from ...core.schema import Recipe
+from ...core.schema_gan import DarkGanModel
+from ...tokenize.store import TokenStore
+from ..crops import some_clips
 from .listeners import (
     NUM_EXAMPLES,
     SEED,

@@ -24,19 +24,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import VectorQuantize
 
-from ..core.device import best_device
-from ..core.errors import UserError
-from ..core.files import write_json
-from ..core.job import Batch, Job, Loss, Phase
-from ..core.loop import step_seed, train
-from ..core.optimizer import adamw
-from ..core.run import is_main_process
-from ..core.sampler import CropSampler
-from ..core.schema import Recipe
-from ..core.schema_gan import VqcpcGanModel
-from ..tokenize.store import TokenSplit, TokenStore
-from ..tokenize.training.kmeans import start_codebooks
-from .crops import some_clips
+from ...core.device import best_device
+from ...core.errors import UserError
+from ...core.files import write_json
+from ...core.job import Batch, Job, Loss, Phase
+from ...core.loop import step_seed, train
+from ...core.optimizer import adamw
+from ...core.run import is_main_process
+from ...core.sampler import CropSampler
+from ...core.schema import Recipe
+from ...core.schema_gan import VqcpcGanModel
+from ...tokenize.store import TokenSplit, TokenStore
+from ...tokenize.training.kmeans import start_codebooks
+from ..crops import some_clips
 from .listeners import (
     NUM_EXAMPLES,
     SEED,

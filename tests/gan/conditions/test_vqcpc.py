@@ -13,8 +13,8 @@ from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl, write_text
 from tokkata.core.recipe import dump_recipe
 from tokkata.gan import vqcpc as module
-from tokkata.gan.prepared import read_by_clip
-from tokkata.gan.vqcpc import Vqcpc, VqcpcConfig, prepare_encoder, train_encoder
+from tokkata.gan.conditions.prepared import read_by_clip
+from tokkata.gan.conditions.vqcpc import Vqcpc, VqcpcConfig, prepare_encoder, train_encoder
 from tokkata.tests.forked import run_forked
 from tokkata.tests.gan.made_notes import RATE, store_of, vqcpc_gan, write_notes
 
