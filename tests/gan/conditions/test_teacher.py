@@ -9,7 +9,7 @@ from tokkata.core.audio import resample
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.core.hub_classifier import load_hub_classifier
-from tokkata.gan import teacher as module
+from tokkata.gan.conditions import teacher as module
 from tokkata.gan.conditions.prepared import read_by_clip, soft_label_conditions
 from tokkata.gan.conditions.teacher import (
     HubTeacher,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl, write_text
 from tokkata.core.recipe import dump_recipe
-from tokkata.gan import vqcpc as module
+from tokkata.gan.conditions import vqcpc as module
 from tokkata.gan.conditions.prepared import read_by_clip
 from tokkata.gan.conditions.vqcpc import Vqcpc, VqcpcConfig, prepare_encoder, train_encoder
 from tokkata.tests.forked import run_forked
