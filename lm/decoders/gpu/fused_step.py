@@ -133,3 +133,8 @@ class FusedStep(ABC):
                 draw(self.logits, draft.noise, draft.to_sample, draft.tokens, position, draft.sampling)
                 return
         draft.take(self.logits, position)
+
+
+def gain_of(module: nn.Module) -> Tensor | None:
+    """Of the norm of queries or keys; None where there is none."""
+    return module.weight if isinstance(module, RMSNorm) else None

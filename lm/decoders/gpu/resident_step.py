@@ -20,7 +20,7 @@ from ....core.rms_norm import RMSNorm
 from ...transformer import Block, KVCache, TransformerLM
 from ...transformer_config import TransformerConfig
 from ..decoder import Draft
-from .fused_step import FusedStep
+from .fused_step import FusedStep, gain_of
 from .nvrtc import Kernel, missing_library
 
 NUM_WARPS = 8
@@ -168,8 +168,8 @@ class ResidentStep(FusedStep):
         found: list[Tensor | None] = [
             *_gain_and_bias(block.attention_norm),
             attention.qkv.weight,
-            _gain(attention.q_norm),
-            _gain(attention.k_norm),
+            gain_of(attention.q_norm),
+            gain_of(attention.k_norm),
             cache.keys[number],
             cache.values[number],
             attention.out.weight,
@@ -272,10 +272,6 @@ def _scale(config: TransformerConfig) -> float:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _gain(module: nn.Module) -> Tensor | None:
-    return module.weight if isinstance(module, RMSNorm) else None
 
 
 def _gain_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ....core.rms_norm import RMSNorm
 from ...transformer import Block, KVCache, TransformerLM
 from ..decoder import Draft
-from .fused_step import FusedStep, runs_triton
+from .fused_step import FusedStep, gain_of, runs_triton
 
 if TYPE_CHECKING:
     from .triton_linear import Norm
@@ -88,8 +88,8 @@ class TritonStep(FusedStep):
         new = NewKeys(
             self._position,
             self._num_prepended,
-            _gain(attention.q_norm),
-            _gain(attention.k_norm),
+            gain_of(attention.q_norm),
+            gain_of(attention.k_norm),
             eps=1e-6,
             frequencies=self._frequencies if self._is_rotary else None,
             num_hidden=self._num_hidden,
@@ -123,10 +123,6 @@ def _num_parts(num_queries: int, length: int) -> int:
     while parts < 4 and parts * num_queries < 256 and 128 * parts < length:
         parts *= 2
     return parts
-
-
-def _gain(module: nn.Module) -> Tensor | None:
-    return module.weight if isinstance(module, RMSNorm) else None
 
 
 def _norm(module: nn.Module) -> Norm:
