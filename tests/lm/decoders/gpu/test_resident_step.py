@@ -147,17 +147,17 @@ def test_widths_that_do_not_divide_evenly(device: torch.device) -> None:
 
 
 def test_results_do_not_depend_on_the_order_of_events(device: torch.device) -> None:
-    results = [logits_of_last(made(device), 2, 0, 2)[0][0] for _ in range(3)]
+    results = [logits_of_last(made(device, num_kv_heads=1), 3, 0, 2)[0][0] for _ in range(3)]
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
 
 def test_the_emulation_notices_blocks_that_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    emulate(monkeypatch, 2)
+    emulate(monkeypatch, 3)
     launch = EmulatedKernel.launch
-    monkeypatch.setattr(EmulatedKernel, "launch", lambda self, _, *rest: launch(self, 1, *rest))
+    monkeypatch.setattr(EmulatedKernel, "launch", lambda self, _, *rest: launch(self, 2, *rest))
     with pytest.raises(AssertionError, match="the blocks wait for what does not come"):
-        logits_of_last(made(torch.device("cpu"), num_layers=1), 1, 0, 2)
+        logits_of_last(made(torch.device("cpu"), **MUSICGEN), 1, 0, 2)
 
 
 def test_what_it_is_not_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
