@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17"]
@@ -33,14 +34,10 @@ def load_kernel(name: str) -> ctypes.CDLL | None:
         macros = _output([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
         texts = [file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h")))]
         key = hashlib.sha256(b"".join([*texts, macros, *map(str.encode, _FLAGS)])).hexdigest()
-        cache = cache_folder()
-        library = cache / f"{name}-{key[:16]}.so"
-        if not library.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as folder:  # of its own: others may build too
-                built = Path(folder) / library.name
-                _output([*compiler, *_FLAGS, "-x", "c++", str(source), "-o", str(built)])
-                built.replace(library)
+        build = [*compiler, *_FLAGS, "-x", "c++", str(source), "-o"]
+        library = built_once(
+            cache_folder() / f"{name}-{key[:16]}.so", lambda path: _output([*build, str(path)])
+        )
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.CalledProcessError) as error:
         output = getattr(error, "stderr", None)
@@ -52,6 +49,17 @@ def load_kernel(name: str) -> ctypes.CDLL | None:
 def cache_folder() -> Path:
     """Where what has been compiled is kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokkata"
+
+
+def built_once(path: Path, build: Callable[[Path], object]) -> Path:
+    """`path`; where it is not there, `build` writes it to the path that it is given, and it appears whole."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # of its own: others may build too
+            built = Path(folder) / path.name
+            build(built)
+            built.replace(path)
+    return path
 
 
 def _compiler() -> list[str] | None:

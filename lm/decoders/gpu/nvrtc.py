@@ -9,14 +9,13 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.util
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..native import cache_folder
+from ..native import built_once, cache_folder
 
 _MAX_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
@@ -95,14 +94,7 @@ def machine_code(name: str, macros: Mapping[str, object], capability: tuple[int,
     options += [f"-D{macro}={value}" for macro, value in macros.items()]
     key = hashlib.sha256(b"\0".join([source, str(torch.version.cuda).encode(), *map(str.encode, options)]))
     cached = cache_folder() / f"{name}-{key.hexdigest()[:16]}.cubin"
-    if not cached.exists():
-        image = _compiled(source, options)
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cached.parent) as folder:  # of its own: others may compile too
-            built = Path(folder) / cached.name
-            built.write_bytes(image)
-            built.replace(cached)
-    return cached.read_bytes()
+    return built_once(cached, lambda path: path.write_bytes(_compiled(source, options))).read_bytes()
 
 
 def _compiled(source: bytes, options: list[str]) -> bytes:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tokkata.lm.decoders.gpu import resident_step
+from tokkata.lm.decoders.native import built_once
 
 HEADER = Path(__file__).with_name("emulated_gpu.h")
 SOURCES = Path(resident_step.__file__).parent
@@ -32,15 +33,12 @@ class EmulatedKernel:
         text = HEADER.read_text() + (SOURCES / f"{name}.cu").read_text() + ENTRY
         options = [f"-D{macro}={value}" for macro, value in macros.items()]
         key = hashlib.sha256("\0".join([text, *options]).encode()).hexdigest()[:32]
-        library = FOLDER / f"{key}.so"
-        if not library.exists():
-            FOLDER.mkdir(exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
-                built = Path(folder) / library.name
-                checks = ["-fsanitize=alignment,bounds", "-fno-sanitize-recover=all"]
-                command = ["g++", "-O1", "-std=c++17", "-w", *checks, "-shared", "-fPIC", "-x", "c++", "-"]
-                subprocess.run([*command, "-o", str(built), *options], input=text, text=True, check=True)
-                built.replace(library)
+        checks = ["-fsanitize=alignment,bounds", "-fno-sanitize-recover=all"]
+        command = ["g++", "-O1", "-std=c++17", "-w", *checks, "-shared", "-fPIC", *options, "-x", "c++", "-"]
+        library = built_once(
+            FOLDER / f"{key}.so",
+            lambda path: subprocess.run([*command, "-o", str(path)], input=text, text=True, check=True),
+        )
         self._library = ctypes.CDLL(str(library))
         self._seed = 0
 
