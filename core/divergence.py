@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from accelerate import PartialState
-from torch import Tensor
 
 from .errors import UserError
 
@@ -51,11 +50,16 @@ class Divergence:
         """Whether the metric is far above its best at present, or the level far below."""
         return self._num_suspect > 0
 
-    def see(self, sums: Mapping[str, Tensor], weight: Tensor, step: int, checkpoints: Path) -> None:
-        """Take in one step's metrics, summed with `weight`; raises `UserError` if the run has diverged."""
+    @property
+    def metrics(self) -> list[str]:
+        """The names of what is followed."""
+        return [self._metric] if self._level is None else [self._metric, self._level]
+
+    def see(self, found: Mapping[str, float], step: int, checkpoints: Path) -> None:
+        """Take in one step's `metrics`; raises `UserError` if the run has diverged."""
         self._num_seen += 1
-        now, average = self._follow(self._metric, sums, weight)
-        level, average_level = (None, 0.0) if self._level is None else self._follow(self._level, sums, weight)
+        now, average = self._follow(self._metric, found)
+        level, average_level = (None, 0.0) if self._level is None else self._follow(self._level, found)
         if self._num_seen >= _FEWEST:
             self._best = min(self._best, average)
             self._loudest = max(self._loudest, average_level)
@@ -74,16 +78,16 @@ class Divergence:
         if level is not None and self._num_seen == _TIME_TO_SOUND and self._loudest < _SILENT:
             self._tell_of_silence(level)
 
-    def _follow(self, metric: str, sums: Mapping[str, Tensor], weight: Tensor) -> tuple[float, float]:
+    def _follow(self, metric: str, found: Mapping[str, float]) -> tuple[float, float]:
         """The averages over about 10 and about 50 steps."""
-        value, found = float(sums[metric] / weight), []
+        averages = []
         for decay in (_DECAY_NOW, _DECAY):
             # A plain mean at first: the moving average has no history to begin with.
             share = max(1 - decay, 1 / self._num_seen)
             before = self._averages.get((metric, decay), 0.0)
-            self._averages[metric, decay] = before + share * (value - before)
-            found.append(self._averages[metric, decay])
-        return found[0], found[1]
+            self._averages[metric, decay] = before + share * (found[metric] - before)
+            averages.append(self._averages[metric, decay])
+        return averages[0], averages[1]
 
     def _tell_of_silence(self, level: float) -> None:
         if PartialState().is_main_process:

@@ -39,6 +39,7 @@ class Phase:
     module: str
     """Which of the job's modules the optimizer updates."""
     optimizer: torch.optim.Optimizer
+    """A fused one: it can leave a step out by itself (`phase_step.py`)."""
     loss: Callable[[Mapping[str, nn.Module], Batch], Loss]
     first_step: int = 0
     """The phase is left out of the steps before this one."""
@@ -67,7 +68,8 @@ class Job:
     averaged: str
     """The module whose weights are averaged, validated and saved."""
     batch: Callable[[int, range], Batch]
-    """(step, rows of the global batch) → tensors on the CPU; a pure function."""
+    """(step, rows of the global batch) → tensors on the CPU; a pure function. Scalars stay there, where they
+    can be read without waiting for a GPU."""
     validate: Callable[[nn.Module], dict[str, float]]
     """Scores of the averaged module on held-out data; `loss` is shown on the progress bar. Every process
     calls it, and each must call the module equally often: FSDP needs all of them for a forward pass."""

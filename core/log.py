@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -44,7 +45,7 @@ class TrainingLog:
         self._mfu_per_speed = mfu_per_speed
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
-        self._skipped = 0
+        self._skipped: int | Tensor = 0
         self._validation = ""
         if not enabled:
             return
@@ -87,13 +88,18 @@ class TrainingLog:
         if self._enabled:
             self._progress.start()
 
-    def add(self, prefix: str, sums: dict[str, Tensor], weight: Tensor, *, skipped: bool) -> None:
-        """Add one step's metrics: `sums` are weighted with `weight`."""
+    def add(self, prefix: str, sums: dict[str, Tensor], weight: Tensor, taken: Tensor | None = None) -> None:
+        """Add one step's metrics: `sums` are weighted with `weight`.
+
+        `taken` []: whether the step was one; else it is counted as skipped. None: it was.
+        """
         if not self._enabled:
             return
-        if skipped:
-            self._skipped += 1
-            return
+        if taken is not None:
+            self._skipped = self._skipped + (~taken).int()
+            # What has not been taken may be NaN, which a product with 0 would stay.
+            sums = {name: torch.where(taken, value, 0) for name, value in sums.items()}
+            weight = torch.where(taken, weight, 0)
         for name, value in sums.items():
             key = prefix + name
             self._sums[key] = self._sums[key] + value if key in self._sums else value
@@ -105,13 +111,15 @@ class TrainingLog:
             return
         now = time.perf_counter()
         row: dict[str, Any] = {"step": step, "time_s": round(self._elapsed_before + now - self._start, 3)}
-        row |= _with_perplexity({n: float(value / self._weights[n]) for n, value in self._sums.items()})
+        weights = {name: float(weight) for name, weight in self._weights.items()}
+        weights = {name: weight for name, weight in weights.items() if weight > 0}  # of steps that were taken
+        row |= _with_perplexity({name: float(self._sums[name] / self._weights[name]) for name in weights})
         row["lr"] = lr
-        row["skipped_steps"] = self._skipped
-        if self._sums:
+        row["skipped_steps"] = int(self._skipped)
+        if weights:
             # Of phases that run in some steps only, the weights do not count what the steps have read.
-            main = max(self._weights, key=lambda name: float(self._weights[name]))
-            weight = float(self._weights[main])
+            main = max(weights, key=lambda name: weights[name])
+            weight = weights[main]
             row[f"{self._unit}_per_s"] = round(weight / (now - self._last_time), 1)
             if self._mfu_per_speed is not None:
                 row["mfu"] = round(weight / (now - self._last_time) * self._mfu_per_speed, 4)

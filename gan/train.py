@@ -205,7 +205,7 @@ class GanStep:
 
     @staticmethod
     def _loss(terms: list[Tensor], metrics: dict[str, Tensor], batch: Batch) -> Loss:
-        weight = torch.tensor(float(len(batch[REAL])), device=batch[REAL].device)
+        weight = torch.full((), float(len(batch[REAL])), device=batch[REAL].device)
         return Loss(torch.stack(terms).sum(), weight, metrics)
 
 

@@ -145,8 +145,8 @@ class DelayPattern(Pattern):
 
     def steps(self, num_frames: int, device: torch.device | None = None) -> Tensor:
         """Frame t of codebook k stands at step t + delays[k]: [K, T] int64."""
-        frames = torch.arange(num_frames, device=device)
-        return frames + torch.tensor(self.delays, device=device)[:, None]
+        # Not one tensor of the delays: copied to a GPU, it would make the CPU wait for it.
+        return torch.stack([torch.arange(delay, delay + num_frames, device=device) for delay in self.delays])
 
     @property
     def packs(self) -> bool:

@@ -165,7 +165,7 @@ def loss(modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
     """Of the module `teacher`; `batch["audio"]` is `[B, N]`, `batch["label"]` `[B]`."""
     logits: Tensor = modules["teacher"](batch["audio"])
     right = (logits.argmax(dim=1) == batch["label"]).float().mean()
-    weight = torch.tensor(float(len(logits)), device=logits.device)
+    weight = torch.full((), float(len(logits)), device=logits.device)
     return Loss(F.cross_entropy(logits, batch["label"]), weight, {"accuracy": right})
 
 

@@ -169,7 +169,7 @@ class Vqcpc(Listener):
 def loss(modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
     """Of the module `encoder`; `batch["audio"]` is `[B, N]`, `batch["draws"]` `[B, T, n]`."""
     out: VqcpcOutput = modules["encoder"](batch["audio"], batch["draws"])
-    weight = torch.tensor(float(out.num_predictions), device=out.prediction.device)
+    weight = torch.full((), float(out.num_predictions), device=out.prediction.device)
     metrics = {"prediction": out.prediction, "accuracy": out.accuracy, "commitment": out.commitment}
     return Loss(out.prediction + out.commitment, weight, metrics)
 

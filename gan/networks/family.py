@@ -125,7 +125,7 @@ class ConditionVector(nn.Module):
             assert condition.maximum is not None
             return (given.values * given.mask / condition.maximum).to(like)
         rows = torch.where(given.mask, given.values, HIDDEN)[:, 0]
-        return nn.functional.one_hot(rows, condition.num_rows)[:, 1:].to(like)
+        return (rows[:, None] == torch.arange(HIDDEN + 1, condition.num_rows, device=rows.device)).to(like)
 
 
 class ConditionJudge(ConditionVector):

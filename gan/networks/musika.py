@@ -221,7 +221,7 @@ class MusikaGenerator(Generator):
         assert all(start % self.lowest_frames == 0 for start in starts)
         style = torch.cat([noise[:, 0, : self.style_dim], self.told(told, noise)], dim=1)
         style = style.repeat_interleave(len(starts), dim=0)
-        windows = torch.tensor(starts, device=noise.device)
+        windows = torch.tensor(starts).to(noise.device, non_blocking=True)  # else it waits for a GPU
         # Anchor 0 stands where the context of the first frame may begin.
         origin = self.phase(noise)[:, None] + windows + self.context_frames
 

@@ -14,7 +14,7 @@ def test_perplexity_stands_beside_each_codebooks_loss(tmp_path):
     with log:
         for loss, weight in ((1.0, 1.0), (3.0, 3.0)):
             sums = {"loss": torch.tensor(loss * weight), "codebook_0": torch.tensor(loss * weight)}
-            log.add("", sums, torch.tensor(weight), skipped=False)
+            log.add("", sums, torch.tensor(weight))
         log.write(2, 1e-3)
         log.write_validation(2, {"loss": 2.0, "codebook_0": 2.0, "codebook_11": math.nan, "codebook_x": 1.0})
     training, validation = read_jsonl(tmp_path / "train.jsonl")

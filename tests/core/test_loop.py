@@ -27,8 +27,9 @@ from torch import nn
 from tokkata.core.checkpoint import list_checkpoints
 from tokkata.core.errors import UserError
 from tokkata.core.files import PARTIAL_PREFIX, read_jsonl, write_json
+from tokkata.core.guard import MAX_SKIPPED_IN_A_ROW
 from tokkata.core.job import Job, Loss, Phase
-from tokkata.core.loop import MAX_SKIPPED_IN_A_ROW, process_rows, train
+from tokkata.core.loop import process_rows, train
 from tokkata.core.optimizer import adamw, learning_rate
 from tokkata.core.run import stage_main
 from tokkata.core.schema import Train

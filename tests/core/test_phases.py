@@ -59,7 +59,7 @@ def test_speed_counts_every_step(tmp_path, monkeypatch):
     with TrainingLog(tmp_path / "logs", 4, "clips", 0, enabled=True) as log:
         for phases in (("maker/", "critic/", "critic/"), ("critic/", "maker/", "critic/"), ("critic/",) * 2):
             for prefix in phases:
-                log.add(prefix, {"loss": torch.tensor(8.0)}, torch.tensor(8.0), skipped=False)
+                log.add(prefix, {"loss": torch.tensor(8.0)}, torch.tensor(8.0))
             clock.now += 4.0
             log.write(2, 1e-3)
     rows = curve(tmp_path)

@@ -119,7 +119,7 @@ def discriminator_loss(modules: Mapping[str, nn.Module], batch: Batch, *, in_bf1
     told = torch.stack(
         [(real.mean((1, 2, 3)) > fake.mean((1, 2, 3))).float().mean() for real, fake in halves]
     )
-    weight = torch.tensor(float(len(batch["audio"])), device=audio.device)
+    weight = torch.full((), float(len(batch["audio"])), device=audio.device)
     return Loss(of_real + of_fake, weight, {"real": of_real, "fake": of_fake, "told": told.mean()})
 
 

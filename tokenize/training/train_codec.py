@@ -90,7 +90,7 @@ class CodecLoss:
         total = total + self._codebook_weight * out.codebook + self._config.commitment_weight * out.commitment
         level = self._terms.level(decoded)
         metrics = {**terms, "codebook": out.codebook, "commitment": out.commitment, LEVEL: level}
-        return Loss(total, torch.tensor(float(len(audio)), device=audio.device), metrics, made=made)
+        return Loss(total, torch.full((), float(len(audio)), device=audio.device), metrics, made=made)
 
 
 def train_codec(recipe: Recipe) -> None:

@@ -43,7 +43,7 @@ class MelVaeLoss:
         likelihood, divergence = negative_elbo(spectrogram, out, self._beta)
         error = (out.decoded - spectrogram).square().mean()
         metrics = {"squared_error": error, "kl": divergence / self._beta if self._beta else 0 * divergence}
-        weight = torch.tensor(float(len(spectrogram)), device=spectrogram.device)
+        weight = torch.full((), float(len(spectrogram)), device=spectrogram.device)
         return Loss(likelihood + divergence, weight, metrics)
 
 

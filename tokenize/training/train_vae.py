@@ -69,7 +69,7 @@ class VaeLoss:
             weights = self._adversary.config
             total = total + weights.weight * said.adversarial + weights.feature_weight * said.features
             metrics |= {"adversarial": said.adversarial, "features": said.features}
-        weight = torch.tensor(float(len(audio)), device=audio.device)
+        weight = torch.full((), float(len(audio)), device=audio.device)
         return Loss(total, weight, metrics, made={DECODED: out.audio})
 
 
