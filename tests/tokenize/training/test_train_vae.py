@@ -17,7 +17,9 @@ from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.core.loop import StoppedError
 from tokkata.core.schema import VaeModel
+from tokkata.tests.core.device_waits import waits_of_steps
 from tokkata.tokenize.codec import load_codec
+from tokkata.tokenize.training import train_vae as module
 from tokkata.tokenize.training.audio_store import AudioStore
 from tokkata.tokenize.training.oobleck_vae import OobleckVae
 from tokkata.tokenize.training.prepare import prepare
@@ -219,3 +221,10 @@ def test_a_network_that_is_too_narrow(vae_recipe):
 def test_settings_that_do_not_fit(tiny_recipe, tmp_path):
     with pytest.raises(UserError, match=r"channel_multiples \[1, 2\] needs one number for each of the 3"):
         tiny_recipe(tmp_path, codec=None, model={**TINY, "channel_multiples": [1, 2]})
+
+
+def test_no_step_waits_for_a_gpu(vae_recipe, monkeypatch):
+    recipe, handed = vae_recipe(mel_floor_end=1e-5), []
+    monkeypatch.setattr(module, "train", lambda job, config, folder: handed.append(job))
+    train_vae(recipe)
+    assert waits_of_steps(handed[0], recipe.train, recipe.folder, monkeypatch) == [0] * 5
