@@ -21,7 +21,7 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 
 import torch
@@ -40,6 +40,7 @@ from tokkata.lm.sampling import Sampling
 from tokkata.lm.transformer import TransformerLM
 
 TEXT_LENGTH = 20
+NUM_STRETCHES = 7  # timed, of late frames and of early ones
 SETTINGS = {  # batch size, guidance
     "batch 1, CFG 3": (1, 3.0),
     "batch 1, no CFG": (1, 1.0),
@@ -117,17 +118,13 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def bandwidth(device: torch.device) -> float:
-    """Bytes a second that a sum of a gigabyte is read with, the best of some."""
-    x = torch.ones(2**28, device=device)
-    best = float("inf")
-    for _ in range(6):
-        synchronise()
-        begin = time.perf_counter()
-        x.sum()
-        synchronise()
-        best = min(best, time.perf_counter() - begin)
-    return 4 * x.numel() / best
+def bandwidth(x: torch.Tensor) -> float:
+    """Bytes a second that a sum of `x` reads."""
+    synchronise()
+    begin = time.perf_counter()
+    x.sum()
+    synchronise()
+    return x.nbytes / (time.perf_counter() - begin)
 
 
 def compare(
@@ -167,49 +164,56 @@ def compare(
 
 
 def alone(lm: TransformerLM, generators: dict[str, Generator], device: torch.device, num_frames: int) -> None:
-    """The table of each number format's own figures, batch 1 with guidance."""
-    read = bandwidth(device)
-    print(f"\nread bandwidth of this process: {read / 1e9:.1f} GB/s; batch 1, CFG 3")
+    """The table of each number format's own figures, batch 1 with guidance.
+
+    Early and late frames and a plain read take turns: what else the machine does changes within seconds.
+    """
+    print(f"\nbatch 1, CFG 3; medians of {NUM_STRETCHES} times {num_frames} frames")
     print(
-        "| weights | ms at frame 100 | ms at frame 1400 | late / early | GB read late | ms over the least |"
+        "| weights | ms at frame 100 | at frame 1400 | late / early | GB read late | GB/s | over the least |"
     )
     conditions = {"text": [torch.randn(TEXT_LENGTH, 768)]}
+    numbers = torch.ones(2**28, device=device)
     for name, generator in generators.items():
         weights: Weights = name.split()[0]  # type: ignore[assignment]
-        found, least = {}, {}
-        for at in (100, 1400):
-            found[at] = ms_a_frame_after(generator, at, conditions, num_frames)
-            least[at] = bytes_a_step(lm, weights, at, 2)
+        streams = [stretches(generator, at, conditions, num_frames) for at in (100, 1400)]
+        for stream in streams:
+            next(stream)
+        early, late, read = [], [], []
+        for _ in range(NUM_STRETCHES):
+            for times, stream in zip((early, late), streams, strict=True):
+                synchronise()
+                begin = time.perf_counter()
+                next(stream)
+                synchronise()
+                times.append((time.perf_counter() - begin) / num_frames * 1e3)
+            read.append(max(bandwidth(numbers) for _ in range(3)))
+        num_bytes = [bytes_a_step(lm, weights, at, 2) for at in (100, 1400)]
+        over = [
+            median(ms * rate / (size * 1e3) for ms, rate in zip(times, read, strict=True))
+            for times, size in zip((early, late), num_bytes, strict=True)
+        ]
+        ratio = median(b / a for a, b in zip(early, late, strict=True))
         print(
-            f"| {name} | {found[100]:.2f} | {found[1400]:.2f} | {found[1400] / found[100]:.2f} |"
-            f" {least[1400] / 1e9:.2f} | {found[100] / (least[100] / read * 1e3):.2f} (100),"
-            f" {found[1400] / (least[1400] / read * 1e3):.2f} (1400) |",
+            f"| {name} | {median(early):.2f} | {median(late):.2f} | {ratio:.2f} | {num_bytes[1] / 1e9:.2f} |"
+            f" {median(read) / 1e9:.1f} | {over[0]:.2f} (100), {over[1]:.2f} (1400) |",
             flush=True,
         )
 
 
-def ms_a_frame_after(
+def stretches(
     generator: Generator, num_prompt: int, conditions: dict[str, list[torch.Tensor]], num_frames: int
-) -> float:
-    """The median of three stretches of `num_frames`, which follow the first one after a prompt."""
+) -> Iterator[torch.Tensor]:
+    """Frames after a prompt, `num_frames` at a time; the first of these stretches includes the prompt."""
     config = generator.config
     prompt = torch.randint(0, config.codebook_size, (1, config.num_codebooks, num_prompt))
-    chunks = generator.stream(
-        num_prompt + 4 * num_frames,
+    return generator.stream(
+        num_prompt + (1 + NUM_STRETCHES) * num_frames,
         chunk_frames=num_frames,
         prompt=prompt,
         conditions=conditions,
         sampling=Sampling(temperature=0.0, cfg_scale=3.0),
     )
-    next(chunks)  # the prompt, which takes as long as hundreds of frames
-    times = []
-    synchronise()
-    begin = time.perf_counter()
-    for _ in chunks:
-        synchronise()
-        times.append(time.perf_counter() - begin)
-        begin = time.perf_counter()
-    return median(times) / num_frames * 1e3
 
 
 def bytes_a_step(lm: TransformerLM, weights: Weights, length: int, num_rows: int) -> float:
@@ -259,7 +263,7 @@ def main() -> None:
     more = 64 if is_gpu else 16 if args.quick else 32
     compare(models, generators, 1 if args.quick else args.rounds, (4, 4 + more))
     del model, models
-    alone(lm, generators, device, 8 if args.quick else 24)
+    alone(lm, generators, device, 48 if is_gpu else 4 if args.quick else 12)
 
 
 if __name__ == "__main__":
