@@ -182,9 +182,14 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    """All but scalars on the device, without waiting for what a GPU was given before."""
-    is_gpu = device.type == "cuda"
-    return {name: t.to(device, non_blocking=is_gpu) if t.ndim else t for name, t in batch.items()}
+    """All but scalars on the device."""
+    arrays = {name: t for name, t in batch.items() if t.ndim}
+    if device.type == "cuda":
+        # A copy waits for what the GPU was given before, unless it is from pinned memory and may come later.
+        moved = {name: t.pin_memory().to(device, non_blocking=True) for name, t in arrays.items()}
+    else:
+        moved = {name: t.to(device) for name, t in arrays.items()}
+    return batch | moved
 
 
 def _replaced(old: Batch, new: Batch, taken: Tensor) -> Batch:
