@@ -31,6 +31,12 @@ class Loss:
     run in this step they find nothing."""
 
 
+def num_rows(x: Tensor) -> Tensor:
+    """How many rows a batch has, as a `Loss.weight` on its device (`torch.tensor` would copy the number
+    there, and the CPU would wait for a GPU)."""
+    return torch.full((), float(len(x)), device=x.device)
+
+
 @dataclass
 class Phase:
     """One optimizer and its loss."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..core.conditions import GivenConditions, select
 from ..core.errors import UserError
 from ..core.files import atomic_folder
-from ..core.job import Batch, Job, Loss, Phase
+from ..core.job import Batch, Job, Loss, Phase, num_rows
 from ..core.loop import train
 from ..core.optimizer import adamw
 from ..core.other_network import bare, frozen
@@ -205,7 +205,7 @@ class GanStep:
 
     @staticmethod
     def _loss(terms: list[Tensor], metrics: dict[str, Tensor], batch: Batch) -> Loss:
-        weight = torch.full((), float(len(batch[REAL])), device=batch[REAL].device)
+        weight = num_rows(batch[REAL])
         return Loss(torch.stack(terms).sum(), weight, metrics)
 
 

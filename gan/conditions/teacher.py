@@ -27,7 +27,7 @@ from ...core.device import best_device
 from ...core.errors import UserError
 from ...core.files import write_json
 from ...core.hub_classifier import HubClassifier, load_hub_classifier, windows_of
-from ...core.job import Batch, Job, Loss, Phase
+from ...core.job import Batch, Job, Loss, Phase, num_rows
 from ...core.label import Label
 from ...core.loop import train
 from ...core.optimizer import adamw
@@ -165,7 +165,7 @@ def loss(modules: Mapping[str, nn.Module], batch: Batch) -> Loss:
     """Of the module `teacher`; `batch["audio"]` is `[B, N]`, `batch["label"]` `[B]`."""
     logits: Tensor = modules["teacher"](batch["audio"])
     right = (logits.argmax(dim=1) == batch["label"]).float().mean()
-    weight = torch.full((), float(len(logits)), device=logits.device)
+    weight = num_rows(logits)
     return Loss(F.cross_entropy(logits, batch["label"]), weight, {"accuracy": right})
 
 

@@ -24,7 +24,7 @@ from dac.model.discriminator import Discriminator
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
-from ...core.job import Batch, Loss, Phase
+from ...core.job import Batch, Loss, Phase, num_rows
 from ...core.optimizer import adamw
 from ...core.other_network import bare, frozen
 from ...core.schema import Train
@@ -119,7 +119,7 @@ def discriminator_loss(modules: Mapping[str, nn.Module], batch: Batch, *, in_bf1
     told = torch.stack(
         [(real.mean((1, 2, 3)) > fake.mean((1, 2, 3))).float().mean() for real, fake in halves]
     )
-    weight = torch.full((), float(len(batch["audio"])), device=audio.device)
+    weight = num_rows(batch["audio"])
     return Loss(of_real + of_fake, weight, {"real": of_real, "fake": of_fake, "told": told.mean()})
 
 

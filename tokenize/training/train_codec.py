@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ...core.checkpoint import list_checkpoints
 from ...core.errors import UserError
 from ...core.files import atomic_folder
-from ...core.job import Batch, Job, Loss, Phase
+from ...core.job import Batch, Job, Loss, Phase, num_rows
 from ...core.loop import train
 from ...core.run import is_main_process, stage_main
 from ...core.sampler import Crop, CropSampler
@@ -90,7 +90,7 @@ class CodecLoss:
         total = total + self._codebook_weight * out.codebook + self._config.commitment_weight * out.commitment
         level = self._terms.level(decoded)
         metrics = {**terms, "codebook": out.codebook, "commitment": out.commitment, LEVEL: level}
-        return Loss(total, torch.full((), float(len(audio)), device=audio.device), metrics, made=made)
+        return Loss(total, num_rows(audio), metrics, made=made)
 
 
 def train_codec(recipe: Recipe) -> None:

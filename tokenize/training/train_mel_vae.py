@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...core.errors import UserError
 from ...core.files import atomic_folder
-from ...core.job import Batch, Job, Loss, Phase
+from ...core.job import Batch, Job, Loss, Phase, num_rows
 from ...core.loop import train
 from ...core.optimizer import adamw
 from ...core.run import stage_main
@@ -43,7 +43,7 @@ class MelVaeLoss:
         likelihood, divergence = negative_elbo(spectrogram, out, self._beta)
         error = (out.decoded - spectrogram).square().mean()
         metrics = {"squared_error": error, "kl": divergence / self._beta if self._beta else 0 * divergence}
-        weight = torch.full((), float(len(spectrogram)), device=spectrogram.device)
+        weight = num_rows(spectrogram)
         return Loss(likelihood + divergence, weight, metrics)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...core.errors import UserError
 from ...core.files import atomic_folder
-from ...core.job import Batch, Job, Loss, Phase
+from ...core.job import Batch, Job, Loss, Phase, num_rows
 from ...core.loop import train
 from ...core.optimizer import adamw
 from ...core.run import is_main_process, stage_main
@@ -69,7 +69,7 @@ class VaeLoss:
             weights = self._adversary.config
             total = total + weights.weight * said.adversarial + weights.feature_weight * said.features
             metrics |= {"adversarial": said.adversarial, "features": said.features}
-        weight = torch.full((), float(len(audio)), device=audio.device)
+        weight = num_rows(audio)
         return Loss(total, weight, metrics, made={DECODED: out.audio})
 
 
