@@ -5,6 +5,7 @@ Shapes: B batch, N samples, K codebooks, T frames, V codebook size.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,36 @@ STFT_WINDOWS = (2048, 512)  # samples
 
 # An AudioSignal keeps its last spectrogram, and says so of every further window length.
 warnings.filterwarnings("ignore", message="stft_data changed shape", module="audiotools")
+
+
+class _Signal(AudioSignal):
+    """Audio whose mel filters stay on their device: audiotools copies them there for each spectrogram, which
+    makes a GPU wait."""
+
+    def mel_spectrogram(
+        self, n_mels: int = 80, mel_fmin: float = 0.0, mel_fmax: float | None = None, **stft: object
+    ) -> Tensor:
+        """`[B, C, n_mels, T]`, as audiotools has it."""
+        magnitude = torch.abs(self.stft(**stft))  # [B, C, F, T]
+        size = 2 * (magnitude.shape[2] - 1)
+        filters = _mel_filters(
+            self.sample_rate, size, n_mels, mel_fmin, mel_fmax, magnitude.device, magnitude.dtype
+        )
+        return (magnitude.transpose(2, 3) @ filters.T).transpose(2, 3)
+
+
+@functools.cache
+def _mel_filters(
+    rate: int,
+    size: int,
+    num_mels: int,
+    low: float,
+    high: float | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    filters = AudioSignal.get_mel_filters(sr=rate, n_fft=size, n_mels=num_mels, fmin=low, fmax=high)
+    return torch.from_numpy(filters).to(device, dtype)
 
 
 class MelDistance:
@@ -55,7 +86,7 @@ class MelDistance:
         """The mean over two `[B, C, N]`, a differentiable scalar; `floor`: None: as the distance was made."""
         rate = self._sample_rate
         self._distance.clamp_eps = self._floor if floor is None else floor
-        distance: Tensor = self._distance(AudioSignal(estimate, rate), AudioSignal(reference, rate))
+        distance: Tensor = self._distance(_Signal(estimate, rate), _Signal(reference, rate))
         return distance
 
 

@@ -21,7 +21,7 @@ from tokkata.diffusion import train as module
 from tokkata.diffusion.diffusion_model import DiffusionModel
 from tokkata.diffusion.latent_batches import TIMES, draw_known
 from tokkata.diffusion.train import train_diffusion
-from tokkata.tests.core.device_waits import waits_of_steps
+from tokkata.tests.core.device_waits import DEVICES, waits_of_steps
 from tokkata.tests.forked import run_forked
 
 
@@ -280,10 +280,11 @@ def test_codes_are_refused_in_one_sentence(diffusion_recipe, tmp_path, write_rec
 
 
 @pytest.mark.parametrize("kind", ["dit", "unet"])
-def test_no_step_waits_for_a_gpu(diffusion_recipe, write_latents, job_of, kind, monkeypatch):
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_step_waits_for_a_gpu(diffusion_recipe, write_latents, job_of, kind, device, monkeypatch):
     values = diffusion_recipe(model=EVERYTHING).model_dump()
     if kind == "unet":
         values["model"] = EVERYTHING | {"kind": "unet", "channels": [8, 12], "num_heads": 2}
     recipe = check_recipe(values)
     write_latents(recipe, train=8, valid=4)
-    assert waits_of_steps(job_of(recipe), recipe.train, recipe.folder, monkeypatch) == [0] * 5
+    assert waits_of_steps(job_of(recipe), recipe.train, recipe.folder, device, monkeypatch) == [0] * 5

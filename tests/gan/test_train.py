@@ -22,7 +22,7 @@ from tokkata.gan.load import load_gan
 from tokkata.gan.losses import Hinge
 from tokkata.gan.prepare import prepare
 from tokkata.gan.train import MODEL, GanStep, Judge, train_gan
-from tokkata.tests.core.device_waits import waits_of_steps
+from tokkata.tests.core.device_waits import DEVICES, waits_of_steps
 from tokkata.tests.gan.made_notes import RATE, write_notes
 from tokkata.tests.gan.tiny_gans import NUM_SAMPLES
 from tokkata.tokenize.codec import load_codec
@@ -362,6 +362,7 @@ def test_codes_are_refused(gan_recipe):
 
 
 @pytest.mark.parametrize("kind", GAN_KINDS)
-def test_no_step_waits_for_a_gpu(kind, gan_run, job_of, monkeypatch):
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_step_waits_for_a_gpu(kind, gan_run, job_of, device, monkeypatch):
     recipe = gan_run(kind)
-    assert waits_of_steps(job_of(recipe), recipe.train, recipe.folder, monkeypatch) == [0] * 5
+    assert waits_of_steps(job_of(recipe), recipe.train, recipe.folder, device, monkeypatch) == [0] * 5

@@ -23,7 +23,7 @@ from tokkata.lm import train as module
 from tokkata.lm.build import transformer_config
 from tokkata.lm.train import train_lm
 from tokkata.lm.transformer import TransformerLM
-from tokkata.tests.core.device_waits import waits_of_steps
+from tokkata.tests.core.device_waits import DEVICES, waits_of_steps
 from tokkata.tokenize.features.clip_conditions import conditions_of
 
 
@@ -260,7 +260,8 @@ def test_the_model_is_built_for_its_codec(lm_recipe, write_tokens):
 
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
-def test_no_step_waits_for_a_gpu(lm_recipe, write_tokens, job_of, norm, pack, monkeypatch):
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_step_waits_for_a_gpu(lm_recipe, write_tokens, job_of, norm, pack, device, monkeypatch):
     recipe = lm_recipe(model={"conditions": ["pitch"], "norm": norm}, train={"pack": pack})
     write_tokens(recipe, train=8, valid=4)
-    assert waits_of_steps(job_of(recipe), recipe.train, recipe.folder, monkeypatch) == [0] * 5
+    assert waits_of_steps(job_of(recipe), recipe.train, recipe.folder, device, monkeypatch) == [0] * 5

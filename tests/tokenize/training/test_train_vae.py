@@ -17,7 +17,7 @@ from tokkata.core.errors import UserError
 from tokkata.core.files import read_jsonl
 from tokkata.core.loop import StoppedError
 from tokkata.core.schema import VaeModel
-from tokkata.tests.core.device_waits import waits_of_steps
+from tokkata.tests.core.device_waits import DEVICES, waits_of_steps
 from tokkata.tokenize.codec import load_codec
 from tokkata.tokenize.training import train_vae as module
 from tokkata.tokenize.training.audio_store import AudioStore
@@ -223,8 +223,9 @@ def test_settings_that_do_not_fit(tiny_recipe, tmp_path):
         tiny_recipe(tmp_path, codec=None, model={**TINY, "channel_multiples": [1, 2]})
 
 
-def test_no_step_waits_for_a_gpu(vae_recipe, monkeypatch):
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_step_waits_for_a_gpu(vae_recipe, device, monkeypatch):
     recipe, handed = vae_recipe(mel_floor_end=1e-5), []
     monkeypatch.setattr(module, "train", lambda job, config, folder: handed.append(job))
     train_vae(recipe)
-    assert waits_of_steps(handed[0], recipe.train, recipe.folder, monkeypatch) == [0] * 5
+    assert waits_of_steps(handed[0], recipe.train, recipe.folder, device, monkeypatch) == [0] * 5
