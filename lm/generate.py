@@ -268,12 +268,14 @@ def _windows(
 def _inference(lm: LanguageModel) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards the model is in the mode it was in."""
     was_training = lm.training
-    lm.eval()
+    if was_training:  # else not: going through all modules takes as long as some frames on a GPU
+        lm.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        lm.train(was_training)
+        if was_training:
+            lm.train()
 
 
 def _encoded(inputs: Inputs | None, conditions: Conditions) -> GivenConditions:

@@ -90,7 +90,7 @@ def machine_code(name: str, macros: Mapping[str, object], capability: tuple[int,
     Raises `RuntimeError` with the reason where it cannot be compiled.
     """
     source = Path(__file__).with_name(f"{name}.cu").read_bytes()
-    options = ["--std=c++17", f"--gpu-architecture=sm_{capability[0]}{capability[1]}"]
+    options = ["--std=c++17", f"--gpu-architecture=sm_{capability[0]}{capability[1]}a"]
     options += [f"-D{macro}={value}" for macro, value in macros.items()]
     key = hashlib.sha256(b"\0".join([source, str(torch.version.cuda).encode(), *map(str.encode, options)]))
     cached = cache_folder() / f"{name}-{key.hexdigest()[:16]}.cubin"

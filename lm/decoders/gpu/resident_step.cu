@@ -4,10 +4,11 @@
 // With few rows a step reads every weight once and computes next to nothing with it, so its time is that of
 // the bytes, and of waiting between one product and the next, which needs all of its results. Kernels one
 // after another wait for some 3 microseconds each time. Here each block stays on its multiprocessor and owns
-// the same outputs of every product. It has their weights on the way before it needs them, and sends its
-// results as words of 8 bytes that carry a tag: who needs a number reads its word until the tag is that of
-// this step and layer. So there is no barrier between blocks and no fence (as in NCCL's protocol LL,
-// arXiv:2507.04786). A word is written again only after all who read it have sent what later products needed.
+// the same outputs of every product. One of its warps does nothing but have their weights copied into a ring
+// in shared memory, as far ahead as that holds, whatever the others wait for. These send their results as
+// words of 8 bytes that carry a tag: who needs a number reads its word until the tag is that of this step and
+// layer. So there is no barrier between blocks and no fence (as in NCCL's protocol LL, arXiv:2507.04786). A
+// word is written again only after all who read it have sent what later products needed.
 //
 // What products hand to one another is bfloat16, their sums and the residual stream are float32. Each warp
 // takes a part of the inputs of all outputs of its block; the sums of the warps are added in order, so
@@ -41,13 +42,49 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], u32 a0, u32 a1, u32 
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// 16 bytes that are read once.
-__device__ __forceinline__ uint4 streamed(const u16* p) {
-  uint4 x;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "l"(p));
-  return x;
+__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// A barrier whose phase ends when `count` have arrived and all bytes are there that they have announced.
+__device__ __forceinline__ void make_barrier(u64* barrier, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
+               : "memory");
+}
+
+// After which the copy engine knows the barriers.
+__device__ __forceinline__ void show_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void arrive(u64* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+__device__ __forceinline__ void arrive_before_bytes(u64* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+
+// Whether a phase has ended: its number's last bit.
+__device__ __forceinline__ bool has_ended(u64* barrier, u32 phase) {
+  u32 found;
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.b32 %0, 1, 0, p;\n}"
+      : "=r"(found)
+      : "r"(shared_address(barrier)), "r"(phase)
+      : "memory");
+  return found;
+}
+
+// Have bytes that are read once copied to shared memory, and tell a barrier there. The hint is CUTLASS's word
+// for "evict first", so that they leave the cache to keys and values.
+__device__ __forceinline__ void copy_later(void* to, const void* from, int bytes, u64* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
+      "[%3], "
+      "%4;" ::"r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(0x12f0000000000000ull)
+      : "memory");
 }
 
 __device__ __forceinline__ void read_word(const u64* p, u32& value, u32& tag) {
@@ -68,11 +105,43 @@ __device__ __forceinline__ void ask_for_line(const char* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
+// What the lane at `distance` has. Unlike an intrinsic function it stays where it is among barriers.
+__device__ __forceinline__ float exchanged(float x, int distance) {
+  float y;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=f"(y) : "f"(x), "r"(distance));
+  return y;
+}
+
+// 2^x, to the last bits but one; 0 for what is too small.
+__device__ __forceinline__ float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 __device__ __forceinline__ void yield() {}
+
+// Registers of a thread from here on, of all threads of four warps.
+template <int N>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+// A barrier of the threads that multiply.
+__device__ __forceinline__ void synchronise() {
+  asm volatile("bar.sync 1, %0;" ::"n"(32 * NUM_WARPS) : "memory");
+}
 #endif
 
-constexpr int WARPS = NUM_WARPS;
+constexpr int WARPS = NUM_WARPS;  // that multiply
 constexpr int THREADS = 32 * WARPS;
+constexpr int ALL_THREADS =
+    THREADS + 128;  // one more warp fetches weights; registers are given to four together
+static_assert(WARPS == 8);
 constexpr int PAIRS = (ROWS + 1) / 2;
 constexpr int KV_DIM = KV_HEADS * HEAD_DIM;
 constexpr int QKV = DIM + 2 * KV_DIM;
@@ -97,20 +166,21 @@ constexpr int STATES = 32;              // a memory has no more of them
 constexpr int SCORES = HEADS * STATES;  // of a row
 static_assert(HEADS % WARPS == 0);
 constexpr int PER_SCORES = share_of((ROWS)*SCORES);
-constexpr int TILES = (larger(larger(MOST, PER_SCORES), (ROWS)*PER_DIM) + 15) / 16;
+constexpr int TILES = (larger(larger(MOST, PER_SCORES), (ROWS)*PER_DIM) + 7) / 8;
 #else
 constexpr int SCORES = 0;
-constexpr int TILES = (MOST + 15) / 16;
+constexpr int TILES = (MOST + 7) / 8;
 #endif
 constexpr int WIDEST = larger(larger(HIDDEN, DIM), SCORES);
 
 struct Layer {
-  const u16 *attention_gain, *attention_bias, *qkv, *q_gain, *k_gain;
+  const u16 *attention_gain, *qkv, *q_gain, *k_gain;
   u16 *keys, *values;
   const u16* out;
-  const u16 *cross_gain, *cross_bias, *query, *memory_keys, *memory_values, *cross_out;
-  const u16 *up_gain, *up_bias, *up, *down;
+  const u16 *cross_gain, *query, *memory_keys, *memory_values, *cross_out;
+  const u16 *up_gain, *up, *down;
   const u16 *folded_keys, *folded_values;  // [R, H · 32, D] and [R, D, H · 32]
+  const float2 *qkv_shifts, *query_shifts, *up_shifts;
 };
 
 struct Step {
@@ -121,7 +191,8 @@ struct Step {
   const i64* num_hidden;
   const bool *prefix_seen, *memory_seen;
   u64 *x, *after_attention, *after_cross, *qkv, *parts, *query, *cross, *hidden, *scores;
-  const u16 *norm_gain, *norm_bias, *head;
+  const u16 *norm_gain, *head;
+  const float2* head_shifts;
   float* logits;
   const i64* tokens;
   i64 num_clips, clip_stride, codebook_stride, step_stride;
@@ -130,34 +201,34 @@ struct Step {
   Layer layers[LAYERS];
 };
 
+// Weights come in tiles of 8 outputs and up to 32 chunks of 32 inputs. Outputs lie half of the banks apart,
+// so that two of them can be read at once.
+constexpr int CHUNK = 64;  // bytes
+constexpr int TILE_CHUNKS = smaller(32, WIDEST / 32);
+constexpr int TILE_PITCH = TILE_CHUNKS * CHUNK + (TILE_CHUNKS % 2 == 0 ? CHUNK : 0);
+
 struct Shared {
+  alignas(16) char ring[NUM_STAGES][8 * TILE_PITCH];
+  u64 filled[NUM_STAGES], emptied[NUM_STAGES];
   Step step;
   float parts[WARPS][HEAD_DIM + 2];
   alignas(16) float moments[MOMENTS][WARPS];
-  alignas(16) float sums[TILES * 16][ROWS][WARPS + 4];  // neighbours in different banks
+  alignas(16) float sums[TILES * 8][ROWS][WARPS + 4];  // neighbours in different banks
   alignas(16) u16 inputs[ROWS][WIDEST + PADDED];
 };
+static_assert(sizeof(Shared) <= NUM_SHARED_BYTES);
+
+// Two neighbours of a row of inputs, the first of which is even. For up to four rows those come together
+// which a lane takes together.
+constexpr bool IS_PAIRED = ROWS <= 4;
+__device__ __forceinline__ u16* input(Shared& shared, int row, int i) {
+  const int pair = i / 2 % 16;
+  return &shared.inputs[row][IS_PAIRED ? i / 32 * 32 + pair % 2 * 16 + pair / 4 * 4 + pair / 2 % 2 * 2 : i];
+}
 
 __device__ __forceinline__ float low(u32 both) { return __uint_as_float(both << 16); }
 __device__ __forceinline__ float high(u32 both) { return __uint_as_float(both & 0xffff0000u); }
 __device__ __forceinline__ float number(u16 x) { return __uint_as_float((u32)x << 16); }
-
-// Words at p and p + 1, p + stride and p + stride + 1, ... once all that the warp asks for have the tag. All
-// of its lanes come here.
-template <int N>
-__device__ __forceinline__ void receive(const u64* p, int stride, u32 tag, u32 (&values)[N]) {
-  for (;;) {
-    bool is_there = true;
-#pragma unroll
-    for (int j = 0; j < N; j += 2) {
-      u32 found, next_found;
-      read_two_words(p + j / 2 * stride, values[j], found, values[j + 1], next_found);
-      is_there &= found == tag && next_found == tag;
-    }
-    if (__all_sync(FULL, is_there)) return;
-    yield();
-  }
-}
 
 __device__ __forceinline__ float sum_over_warps(const float* x) {
   float sum = 0.f;
@@ -177,112 +248,168 @@ __device__ __forceinline__ void prefetch(const u16* matrix, int first, int limit
   for (int place = 128 * threadIdx.x; place < bytes; place += 128 * THREADS) ask_for_line(p + place);
 }
 
-template <int N>
-__device__ __forceinline__ void prefetch_share(const u16* matrix, int width) {
-  const int first = blockIdx.x * share_of(N);
-  if (first < N) prefetch(matrix, first, smaller(first + share_of(N), N), width);
-}
-
 // ------------------------------------------------------------------------------------------------ products
 
 enum Epilogue { SEND, ACTIVATE, ADD, KEEP, SCORE };
 
-// Weights of one block's outputs, in the order in which its warps use them. An item is 32 inputs of 16
-// outputs: of each output, a lane has 8 inputs that are neighbours. Which of the 32 a tensor core takes to be
-// which is the same for weights and inputs, and matters to no sum.
+// Where a warp is in the ring: the one that fetches and those that multiply pass through it in the same
+// order.
+struct RingPlace {
+  int stage = 0;
+  u32 turn = 0;  // its last bit
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == NUM_STAGES) stage = 0, turn ^= 1;
+  }
+};
+
+// One block's outputs of a product. Tiles follow one another by outputs, and within these by inputs.
 template <int INPUTS, int OUTPUTS, int MATRICES>
 struct Weights {
   static constexpr int PER = share_of(OUTPUTS);
-  static constexpr int NUM_TILES = (MATRICES * PER + 15) / 16;
-  static constexpr bool IS_HALF = MATRICES * PER <= 8;
   static constexpr int CHUNKS = INPUTS / 32;
-  static constexpr int STEPS = (CHUNKS + WARPS - 1) / WARPS;
-  static constexpr int ITEMS = NUM_TILES * STEPS;
-  static constexpr int EARLY = smaller(ITEMS, IS_HALF ? 16 : 8);  // what registers hold
+  static constexpr int PIECES = (CHUNKS + TILE_CHUNKS - 1) / TILE_CHUNKS;  // tiles over all inputs
+  static constexpr int PIECE = (CHUNKS + PIECES - 1) / PIECES;             // chunks of all but the last one
+  static constexpr int NUM_TILES = (MATRICES * PER + 7) / 8 * PIECES;
+  static constexpr int STEPS = (PIECE + WARPS - 1) / WARPS;  // chunks of a tile that a warp multiplies
+  static constexpr int TOGETHER = smaller(smaller(NUM_TILES, 4), NUM_STAGES);
 
-  const u16* matrix;
-  int first, warp, lane;
-  uint4 held[EARLY][IS_HALF ? 1 : 2];
+  uint4 held[TOGETHER][STEPS];
 
-  // Ask for the first of them.
-  __device__ __forceinline__ void begin(const u16* matrix_) {
-    matrix = matrix_;
-    first = blockIdx.x * PER;
-    warp = threadIdx.x / 32;
-    lane = threadIdx.x % 32;
+  static __device__ __forceinline__ bool has_any() { return blockIdx.x * PER < OUTPUTS; }
+
+  static __device__ __forceinline__ int chunks_of(int tile) {
+    return PIECES == 1 ? CHUNKS : smaller(PIECE, CHUNKS - tile % PIECES * PIECE);
+  }
+
+  // Have all of them copied, each as soon as there is a place. One warp does this.
+  static __device__ __forceinline__ void fetch(Shared& shared, RingPlace& place, const u16* matrix) {
+    if (!has_any()) return;
+    const int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int tile = 0; tile < NUM_TILES; tile++) {
+      const int o = tile / PIECES * 8 + lane, n = blockIdx.x * PER + o % PER;
+      const bool is_mine = lane < 8 && o < MATRICES * PER && n < OUTPUTS;
+      const int bytes = chunks_of(tile) * CHUNK, num_rows = __popc(__ballot_sync(FULL, is_mine));
+      while (!has_ended(&shared.emptied[place.stage], place.turn ^ 1)) yield();
+      if (lane == 0) arrive_before_bytes(&shared.filled[place.stage], num_rows * bytes);
+      __syncwarp();
+      if (is_mine)
+        copy_later(
+            shared.ring[place.stage] + lane * TILE_PITCH,
+            matrix + ((i64)(o / PER) * OUTPUTS + n) * INPUTS + tile % PIECES * PIECE * 32, bytes,
+            &shared.filled[place.stage]);
+      place.advance();
+    }
+  }
+
+  // Take some tiles into registers, from tile `first` on, and let others be copied in their place. Of each of
+  // its chunks and outputs, a lane has 8 inputs that are neighbours. Which of the 32 a tensor core takes to
+  // be which is the same for weights and inputs, and matters to no sum. What lies beyond the last output is
+  // anything: nobody asks for those sums.
+  __device__ __forceinline__ void take(Shared& shared, RingPlace& place, int first) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    RingPlace ahead = place;
+    for (;;) {
+      bool is_there = true;
+      ahead = place;
 #pragma unroll
-    for (int item = 0; item < EARLY; item++) load(item);
+      for (int j = 0; j < TOGETHER; j++)
+        if (NUM_TILES % TOGETHER == 0 || first + j < NUM_TILES)
+          is_there &= has_ended(&shared.filled[ahead.stage], ahead.turn), ahead.advance();
+      if (is_there) break;
+      yield();
+    }
+    ahead = place;
+#pragma unroll
+    for (int j = 0; j < TOGETHER; j++)
+      if (NUM_TILES % TOGETHER == 0 || first + j < NUM_TILES) {
+        const char* mine = shared.ring[ahead.stage] + lane / 4 * TILE_PITCH + lane % 4 * 16;
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+          const int chunk = warp * STEPS + step;
+          if (is_whole() || chunk < chunks_of(first + j))
+            held[j][step] = *(const uint4*)(mine + chunk * CHUNK);
+        }
+        ahead.advance();
+      }
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < TOGETHER; j++)
+      if (NUM_TILES % TOGETHER == 0 || first + j < NUM_TILES) {
+        if (lane == 0) arrive(&shared.emptied[place.stage]);
+        place.advance();
+      }
   }
 
-  // Beyond the last output or input come others again: nobody asks for those sums, and those inputs are
-  // zeros.
-  __device__ __forceinline__ uint4 row(int o, int chunk) const {
-    const int n = first + (MATRICES == 1 ? o : o % PER),
-              known = smaller(smaller(n, first + PER - 1), OUTPUTS - 1);
-    const int place = (MATRICES == 1 ? known : smaller(o / PER, MATRICES - 1) * OUTPUTS + known) * INPUTS;
-    return streamed(
-        matrix + place + (CHUNKS % WARPS == 0 ? chunk : smaller(chunk, CHUNKS - 1)) * 32 + lane % 4 * 8);
-  }
-
-  __device__ __forceinline__ void load(int item) {
-    const int o = item / STEPS * 16 + lane / 4, chunk = warp * STEPS + item % STEPS;
-    held[item % EARLY][0] = row(o, chunk);
-    if (!IS_HALF) held[item % EARLY][IS_HALF ? 0 : 1] = row(o + 8, chunk);
-  }
+  // Whether all warps have as many chunks of each tile.
+  static __device__ constexpr bool is_whole() { return CHUNKS % PIECES == 0 && PIECE % WARPS == 0; }
 };
 
-// Gains and biases of a norm. A thread has two neighbours of every 2 THREADS inputs.
+// The inputs of a product as a thread brings them: two neighbours of every 2 THREADS.
 template <bool HAS_NORM, int INPUTS>
-struct Gains {
+struct Inputs {
   static constexpr int EACH = (INPUTS + 2 * THREADS - 1) / (2 * THREADS);
-  u32 gain[EACH], bias[EACH];
+  static constexpr bool IS_EVEN = INPUTS % (2 * THREADS) == 0;
+  u32 gain[EACH];
+  float moments[MOMENTS] = {};  // of each row its sum and its sum of squares
 
-  __device__ __forceinline__ Gains(const u16* gains, const u16* biases) {
+  // A norm's gains.
+  __device__ __forceinline__ explicit Inputs(const u16* gains) {
     if (!HAS_NORM) return;
 #pragma unroll
-    for (int j = 0; j < EACH; j++) {
-      const int i = smaller(2 * (threadIdx.x + j * THREADS), INPUTS - 2);
-      gain[j] = *(const u32*)(gains + i);
-      bias[j] = IS_LAYERNORM ? *(const u32*)(biases + i) : 0;
-    }
+    for (int j = 0; j < EACH; j++) gain[j] = *(const u32*)(gains + smaller(place(j), INPUTS - 2));
   }
-};
 
-// Inputs of a product from words, normalised if there is a norm, to shared memory.
-template <bool HAS_NORM, int INPUTS, class Next>
-__device__ __forceinline__ void take_words(
-    Shared& shared, const u64* from, u32 tag, const Gains<HAS_NORM, INPUTS>& gains, Next begin_next) {
-  constexpr int EACH = Gains<HAS_NORM, INPUTS>::EACH;
-  constexpr bool IS_EVEN = INPUTS % (2 * THREADS) == 0;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  u32 both[PAIRS][2 * EACH];
+  static __device__ __forceinline__ int place(int j) { return 2 * (threadIdx.x + j * THREADS); }
+
+  // From words to shared memory, once all that the warp asks for have the tag. Under a norm they are
+  // multiplied by the gains alone: what else it does to inputs is done to the sums (`Shifts`).
+  __device__ __forceinline__ void take(Shared& shared, const u64* from, u32 tag) {
+    constexpr int PAIRS_AT_ONCE = smaller(larger(16 / EACH, 1), PAIRS);
 #pragma unroll
-  for (int pair = 0; pair < PAIRS; pair++) {
-    const u64* p = from + pair * INPUTS;
-    if (IS_EVEN) {
-      receive<2 * EACH>(p + 2 * threadIdx.x, 2 * THREADS, tag, both[pair]);
-    } else {
+    for (int first = 0; first < PAIRS; first += PAIRS_AT_ONCE) {
+      u32 both[PAIRS_AT_ONCE][2 * EACH];
+      for (;;) {
+        bool is_there = true;
 #pragma unroll
-      for (int j = 0; j < EACH; j++) {
-        u32 two[2];
-        const int i = 2 * (threadIdx.x + j * THREADS);
-        receive<2>(p + smaller(i, INPUTS - 2), 0, tag, two);
-        both[pair][2 * j] = i < INPUTS ? two[0] : 0, both[pair][2 * j + 1] = i < INPUTS ? two[1] : 0;
+        for (int pair = 0; pair < PAIRS_AT_ONCE; pair++)
+#pragma unroll
+          for (int j = 0; j < EACH; j++) {
+            if (first + pair >= PAIRS) continue;
+            u32 found, next_found;
+            read_two_words(
+                from + (first + pair) * INPUTS + (IS_EVEN ? place(j) : smaller(place(j), INPUTS - 2)),
+                both[pair][2 * j], found, both[pair][2 * j + 1], next_found);
+            is_there &= found == tag && next_found == tag;
+          }
+        if (__all_sync(FULL, is_there)) break;
+        yield();
       }
+#pragma unroll
+      for (int row = 2 * first; row < smaller(2 * (first + PAIRS_AT_ONCE), ROWS); row++)
+#pragma unroll
+        for (int j = 0; j < EACH; j++) {
+          if (!IS_EVEN && place(j) >= INPUTS) continue;
+          const u32 one = both[row / 2 - first][2 * j], next = both[row / 2 - first][2 * j + 1];
+          u32 bits = __byte_perm(one, next, row % 2 ? 0x7632 : 0x5410);
+          if (HAS_NORM) {
+            const float x = low(bits), y = high(bits);
+            if (IS_LAYERNORM) moments[2 * row] += x + y;
+            moments[2 * row + 1] += x * x;
+            moments[2 * row + 1] += y * y;
+            bits = packed(x * low(gain[j]), y * high(gain[j]));
+          }
+          *(u32*)input(shared, row, place(j)) = bits;
+        }
     }
   }
-  begin_next();
-  float mean[2 * PAIRS] = {}, scale[2 * PAIRS];
-  if (HAS_NORM) {
-    // Both moments at once. It loses digits where a row's mean is far above its deviation.
-    float moments[MOMENTS] = {};  // of each row its sum and its sum of squares
-#pragma unroll
-    for (int row = 0; row < ROWS; row++)
-#pragma unroll
-      for (int j = 0; j < 2 * EACH; j++) {
-        const float x = row % 2 ? high(both[row / 2][j]) : low(both[row / 2][j]);
-        moments[2 * row] += x, moments[2 * row + 1] += x * x;
-      }
+
+  // The warp's sums of its moments, to shared memory. Both at once: it loses digits where a row's mean is far
+  // above its deviation.
+  __device__ __forceinline__ void share_moments(Shared& shared) {
+    if (!HAS_NORM) return;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     // Lanes halve what they sum up as long as there are several sums.
 #pragma unroll
     for (int distance = 16, sums = MOMENTS; distance > 0; distance /= 2, sums /= 2) {
@@ -292,40 +419,19 @@ __device__ __forceinline__ void take_words(
           const bool is_upper = lane & distance;
           const float given = is_upper ? moments[k] : moments[k + sums / 2];
           const float kept = is_upper ? moments[k + sums / 2] : moments[k];
-          moments[k] = kept + __shfl_xor_sync(FULL, given, distance);
+          moments[k] = kept + exchanged(given, distance);
         }
       } else {
-        moments[0] += __shfl_xor_sync(FULL, moments[0], distance);
+        moments[0] += exchanged(moments[0], distance);
       }
     }
     if (lane % (32 / MOMENTS) == 0) shared.moments[lane / (32 / MOMENTS)][warp] = moments[0];
-    __syncthreads();
-#pragma unroll
-    for (int row = 0; row < ROWS; row++) {
-      mean[row] = IS_LAYERNORM ? sum_over_warps(shared.moments[2 * row]) / INPUTS : 0.f;
-      const float variance = sum_over_warps(shared.moments[2 * row + 1]) / INPUTS - mean[row] * mean[row];
-      scale[row] = rsqrtf(fmaxf(variance, 0.f) + (IS_LAYERNORM ? 1e-5f : 1e-6f));
-    }
   }
-#pragma unroll
-  for (int row = 0; row < ROWS; row++)
-#pragma unroll
-    for (int j = 0; j < EACH; j++) {
-      const int i = 2 * (threadIdx.x + j * THREADS);
-      const u32 first = both[row / 2][2 * j], second = both[row / 2][2 * j + 1];
-      u32 bits = row % 2 ? first >> 16 | (second & 0xffff0000u) : (first & 0xffff) | second << 16;
-      if (HAS_NORM)
-        bits = packed(
-            (low(bits) - mean[row]) * scale[row] * low(gains.gain[j]) + low(gains.bias[j]),
-            (high(bits) - mean[row]) * scale[row] * high(gains.gain[j]) + high(gains.bias[j]));
-      if (IS_EVEN || i < INPUTS) *(u32*)&shared.inputs[row][i] = bits;
-    }
-}
+};
 
 // Attention over all keys, of attention over parts of them, to shared memory.
-template <int MOST_PARTS, class Next>
-__device__ __forceinline__ void take_parts(
-    Shared& shared, const u64* from, u32 tag, int num_parts, Next begin_next) {
+template <int MOST_PARTS>
+__device__ __forceinline__ void take_parts(Shared& shared, const u64* from, u32 tag, int num_parts) {
   constexpr int ROUNDS = (DIM / 2 + THREADS - 1) / THREADS;
   if (num_parts == 1) {
     u32 both[ROUNDS][ROWS];
@@ -344,91 +450,131 @@ __device__ __forceinline__ void take_parts(
       if (__all_sync(FULL, is_there)) break;
       yield();
     }
-    begin_next();
 #pragma unroll
     for (int round = 0; round < ROUNDS; round++)
 #pragma unroll
       for (int row = 0; row < ROWS; row++) {
         const int j = threadIdx.x + round * THREADS;
-        if (j < DIM / 2) *(u32*)&shared.inputs[row][2 * j] = both[round][row];
+        if (j < DIM / 2) *(u32*)input(shared, row, 2 * j) = both[round][row];
       }
     return;
   }
+  u32 both[ROUNDS][ROWS][MOST_PARTS], logs[ROUNDS][ROWS][MOST_PARTS];
+  for (;;) {
+    bool is_there = true;
 #pragma unroll
-  for (int round = 0; round < ROUNDS; round++) {
-    const int mine = threadIdx.x + round * THREADS, j = smaller(mine, DIM / 2 - 1);
-    const int head = j / (HEAD_DIM / 2), place = j % (HEAD_DIM / 2);
-    u32 both[ROWS][MOST_PARTS], logs[ROWS][MOST_PARTS];
-    for (;;) {
-      bool is_there = true;
+    for (int round = 0; round < ROUNDS; round++) {
+      const int j = smaller(threadIdx.x + round * THREADS, DIM / 2 - 1);
+      const int head = j / (HEAD_DIM / 2), place = j % (HEAD_DIM / 2);
 #pragma unroll
       for (int row = 0; row < ROWS; row++)
 #pragma unroll
         for (int part = 0; part < MOST_PARTS; part++) {
           const u64* p = from + ((part * ROWS + row) * HEADS + head) * PART;
           u32 found = tag, found_log = tag;
-          if (part < num_parts) read_word(p + place, both[row][part], found);
-          if (part < num_parts) read_word(p + PART - 1, logs[row][part], found_log);
+          if (part < num_parts) read_word(p + place, both[round][row][part], found);
+          if (part < num_parts) read_word(p + PART - 1, logs[round][row][part], found_log);
           is_there &= found == tag && found_log == tag;
         }
-      if (__all_sync(FULL, is_there)) break;
-      yield();
     }
-    if (round == ROUNDS - 1) begin_next();
+    if (__all_sync(FULL, is_there)) break;
+    yield();
+  }
+#pragma unroll
+  for (int round = 0; round < ROUNDS; round++) {
+    const int j = threadIdx.x + round * THREADS;
 #pragma unroll
     for (int row = 0; row < ROWS; row++) {
-      float most = __uint_as_float(logs[row][0]), a = 0.f, b = 0.f, total = 0.f;
+      float most = __uint_as_float(logs[round][row][0]), a = 0.f, b = 0.f, total = 0.f;
 #pragma unroll
       for (int part = 1; part < MOST_PARTS; part++)
-        if (part < num_parts) most = fmaxf(most, __uint_as_float(logs[row][part]));
+        if (part < num_parts) most = fmaxf(most, __uint_as_float(logs[round][row][part]));
 #pragma unroll
       for (int part = 0; part < MOST_PARTS; part++)
         if (part < num_parts) {
-          const float share = exp2f(__uint_as_float(logs[row][part]) - most);
-          total += share, a += share * low(both[row][part]), b += share * high(both[row][part]);
+          const float share = power_of_two(__uint_as_float(logs[round][row][part]) - most);
+          total += share, a += share * low(both[round][row][part]), b += share * high(both[round][row][part]);
         }
-      if (mine == j) *(u32*)&shared.inputs[row][2 * j] = packed(a / total, b / total);
+      const float inverse = __fdividef(1.f, total);
+      if (j < DIM / 2) *(u32*)input(shared, row, 2 * j) = packed(a * inverse, b * inverse);
     }
   }
 }
 
-// The sums of this block's outputs over the inputs in shared memory; they end in `shared.sums`.
-template <int INPUTS, int OUTPUTS, int MATRICES>
-__device__ __forceinline__ void multiply(Shared& shared, Weights<INPUTS, OUTPUTS, MATRICES>& weights) {
-  using W = Weights<INPUTS, OUTPUTS, MATRICES>;
-  const int warp = weights.warp, lane = weights.lane, row = lane / 4;
-  uint4 input[W::STEPS];
-#pragma unroll
-  for (int tile = 0; tile < W::NUM_TILES; tile++) {
-    // Sums that wait for one another take their time, so there are several.
-    constexpr int CHAINS = W::NUM_TILES == 1 ? 4 : 2;
-    float sums[CHAINS][4] = {};
-#pragma unroll
-    for (int step = 0; step < W::STEPS; step++) {
-      const int item = tile * W::STEPS + step;
-      if (tile == 0) {
-        const int chunk = warp * W::STEPS + step;
-        input[step] = make_uint4(0, 0, 0, 0);
-        if (row < ROWS && (W::CHUNKS % WARPS == 0 || chunk < W::CHUNKS))
-          input[step] = *(const uint4*)&shared.inputs[row < ROWS ? row : 0][chunk * 32 + lane % 4 * 8];
-      }
-      const uint4 a = weights.held[item % W::EARLY][0], x = input[step];
-      uint4 b = make_uint4(0, 0, 0, 0);
-      if (!W::IS_HALF) b = weights.held[item % W::EARLY][W::IS_HALF ? 0 : 1];
-      multiply_add(sums[2 * step % CHAINS], a.x, b.x, a.y, b.y, x.x, x.y);
-      multiply_add(sums[(2 * step + 1) % CHAINS], a.z, b.z, a.w, b.w, x.z, x.w);
-      if (item + W::EARLY < W::ITEMS) weights.load(item + W::EARLY);
-    }
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-      const int column = lane % 4 * 2 + k % 2;
-      float sum = sums[0][k];
-#pragma unroll
-      for (int chain = 1; chain < CHAINS; chain++) sum += sums[chain][k];
-      if (column < ROWS) shared.sums[tile * 16 + lane / 4 + k / 2 * 8][column][warp] = sum;
+// A lane's part of a chunk of inputs for the tensor cores, whose 8 columns are rows of the batch. Up to four
+// rows are there twice: to columns 0 to 3 come the pairs of inputs of even number, to 4 to 7 those of odd
+// number, and the same pairs of the weights to rows 0 to 7 and 8 to 15 of the sums.
+struct Chunk {
+  u32 words[IS_PAIRED ? 2 : 4];
+
+  __device__ __forceinline__ void take(const Shared& shared, int number) {
+    const int lane = threadIdx.x % 32, row = IS_PAIRED ? lane / 4 % 4 : lane / 4;
+    if (row >= ROWS) return clear();
+    const u16* p = &shared.inputs[row][number * 32];
+    if (IS_PAIRED) {
+      const uint2 two = *(const uint2*)(p + lane / 16 * 16 + lane % 4 * 4);
+      words[0] = two.x, words[1] = two.y;
+    } else {
+      const uint4 four = *(const uint4*)(p + lane % 4 * 8);
+      words[0] = four.x, words[1] = four.y;
+      words[IS_PAIRED ? 0 : 2] = four.z, words[IS_PAIRED ? 1 : 3] = four.w;
     }
   }
-  __syncthreads();
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int k = 0; k < (IS_PAIRED ? 2 : 4); k++) words[k] = 0;
+  }
+
+  __device__ __forceinline__ void multiply_add_to(float (&sums)[2][4], int step, uint4 w) const {
+    if (IS_PAIRED) {
+      multiply_add(sums[step % 2], w.x, w.y, w.z, w.w, words[0], words[1]);
+    } else {
+      multiply_add(sums[0], w.x, 0, w.y, 0, words[0], words[1]);
+      multiply_add(sums[1], w.z, 0, w.w, 0, words[IS_PAIRED ? 0 : 2], words[IS_PAIRED ? 1 : 3]);
+    }
+  }
+};
+
+// The sums of this block's outputs over the inputs in shared memory; they end in `shared.sums`. The first
+// weights have been taken.
+template <int INPUTS, int OUTPUTS, int MATRICES>
+__device__ __forceinline__ void multiply(
+    Shared& shared, RingPlace& place, Weights<INPUTS, OUTPUTS, MATRICES>& weights) {
+  using W = Weights<INPUTS, OUTPUTS, MATRICES>;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  // Of which output and rows a lane has the sums at the end.
+  const int output = lane / 4, row = IS_PAIRED ? lane % 2 * 2 : lane % 4 * 2;
+  Chunk chunks[W::STEPS];
+  float sum[2] = {};
+#pragma unroll(W::NUM_TILES <= 8 ? W::NUM_TILES : 1)
+  for (int first = 0; first < W::NUM_TILES; first += W::TOGETHER) {
+    if (first > 0) weights.take(shared, place, first);
+#pragma unroll
+    for (int j = 0; j < W::TOGETHER; j++) {
+      const int tile = first + j, piece = tile % W::PIECES;
+      if (W::NUM_TILES % W::TOGETHER != 0 && tile >= W::NUM_TILES) continue;
+      float sums[2][4] = {};  // sums that wait for one another take their time
+#pragma unroll
+      for (int step = 0; step < W::STEPS; step++) {
+        const int chunk = warp * W::STEPS + step;
+        const bool is_chunk = W::is_whole() || chunk < W::chunks_of(tile);
+        if ((W::PIECES > 1 || tile == 0) && is_chunk) chunks[step].take(shared, piece * W::PIECE + chunk);
+        if (is_chunk) chunks[step].multiply_add_to(sums, step, weights.held[j][step]);
+      }
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        const bool is_upper = IS_PAIRED && lane % 4 >= 2;
+        const float mine = is_upper ? sums[0][2 + k] + sums[1][2 + k] : sums[0][k] + sums[1][k];
+        sum[k] = (piece == 0 ? 0.f : sum[k]) + mine;
+        if (piece == W::PIECES - 1 && k < ROWS) {
+          if (IS_PAIRED) sum[k] += __shfl_xor_sync(FULL, sum[k], 2);
+          if (row + k < ROWS && (!IS_PAIRED || lane % 4 < 2))
+            shared.sums[tile / W::PIECES * 8 + output][row + k][warp] = sum[k];
+        }
+      }
+    }
+  }
 }
 
 // What a thread keeps of the residual stream: two rows of an output that is its own in every product.
@@ -437,19 +583,59 @@ struct Residual {
   float x[RESIDUALS][2];
 };
 
-// This block's outputs of a product, from `shared.sums` to who waits for them.
-template <int OUTPUTS, Epilogue EPILOGUE, bool HAS_MATRIX_OF_ROW = false>
-__device__ __forceinline__ void send(
-    const Shared& shared, u64* to, float* logits, u32 tag, Residual& residual) {
-  constexpr int PER = share_of(OUTPUTS);
-  constexpr int ROUNDS = (PER * PAIRS + THREADS - 1) / THREADS;
+// What a norm does to sums over inputs that are multiplied by its gains g alone: with weights w and biases b
+// of the norm, sum w (g (x - mean) scale + b) = scale (sum w g x - mean sum w g) + sum w b. The host knows
+// the last two for every output; without a mean they are not needed.
+template <bool HAS_NORM, int OUTPUTS, int MATRICES>
+struct Shifts {
+  static constexpr int ROUNDS = (share_of(OUTPUTS) * PAIRS + THREADS - 1) / THREADS;
+  float2 shift[ROUNDS][MATRICES];
+
+  // Ask for those of the outputs that this thread sends.
+  __device__ __forceinline__ explicit Shifts(const float2* shifts) {
+    if (!HAS_NORM || !IS_LAYERNORM) return;
 #pragma unroll
-  for (int round = 0; round < ROUNDS; round++) {
+    for (int round = 0; round < ROUNDS; round++)
+#pragma unroll
+      for (int matrix = 0; matrix < MATRICES; matrix++) {
+        const int n = blockIdx.x * share_of(OUTPUTS) + (threadIdx.x + round * THREADS) / PAIRS;
+        shift[round][matrix] = shifts[matrix * OUTPUTS + smaller(n, OUTPUTS - 1)];
+      }
+  }
+};
+
+template <int INPUTS>
+struct Norm {
+  float mean = 0.f, scale;
+
+  __device__ __forceinline__ Norm(const Shared& shared, int row) {
+    if (IS_LAYERNORM) mean = sum_over_warps(shared.moments[2 * row]) * (1.f / INPUTS);
+    const float variance = sum_over_warps(shared.moments[2 * row + 1]) * (1.f / INPUTS) - mean * mean;
+    scale = rsqrtf(fmaxf(variance, 0.f) + (IS_LAYERNORM ? 1e-5f : 1e-6f));
+  }
+
+  __device__ __forceinline__ float operator()(float sum, float2 shift) const {
+    return IS_LAYERNORM ? scale * (sum - mean * shift.x) + shift.y : scale * sum;
+  }
+};
+
+// This block's outputs of a product, from `shared.sums` to who waits for them.
+template <
+    int INPUTS, int OUTPUTS, Epilogue EPILOGUE, bool HAS_NORM = false, int MATRICES = 1,
+    bool HAS_MATRIX_OF_ROW = false>
+__device__ __forceinline__ void send(
+    const Shared& shared, u64* to, float* logits, u32 tag, Residual& residual,
+    const Shifts<HAS_NORM, OUTPUTS, MATRICES>& shifts) {
+  constexpr int PER = share_of(OUTPUTS);
+#pragma unroll
+  for (int round = 0; round < (PER * PAIRS + THREADS - 1) / THREADS; round++) {
     const int o = (threadIdx.x + round * THREADS) / PAIRS, pair = (threadIdx.x + round * THREADS) % PAIRS;
     const int n = blockIdx.x * PER + o;
     if (o >= PER || n >= OUTPUTS) continue;
     if (EPILOGUE == SCORE) {  // the weights of an output are of one row
-      write_word(to + n, __float_as_uint(sum_over_warps(shared.sums[o][n / (OUTPUTS / ROWS)])), tag);
+      const int row = n / (OUTPUTS / ROWS);
+      const float y = Norm<INPUTS>(shared, row)(sum_over_warps(shared.sums[o][row]), shifts.shift[round][0]);
+      if (pair == 0) write_word(to + n, __float_as_uint(y), tag);
       continue;
     }
     float y[2];
@@ -457,8 +643,14 @@ __device__ __forceinline__ void send(
     for (int k = 0; k < 2; k++) {
       const int row = smaller(2 * pair + k, ROWS - 1);
       y[k] = sum_over_warps(shared.sums[o + (HAS_MATRIX_OF_ROW ? row * PER : 0)][row]);
-      if (EPILOGUE == ACTIVATE && GATED)
-        y[k] = y[k] / (1.f + expf(-y[k])) * sum_over_warps(shared.sums[PER + o][row]);
+      float other = 0.f;
+      if (GATED && EPILOGUE == ACTIVATE) other = sum_over_warps(shared.sums[PER + o][row]);
+      if (HAS_NORM) {
+        const Norm<INPUTS> norm(shared, row);
+        y[k] = norm(y[k], shifts.shift[round][0]);
+        if (GATED && EPILOGUE == ACTIVATE) other = norm(other, shifts.shift[round][MATRICES - 1]);
+      }
+      if (EPILOGUE == ACTIVATE && GATED) y[k] = __fdividef(y[k], 1.f + expf(-y[k])) * other;
       if (EPILOGUE == ACTIVATE && !GATED) y[k] = 0.5f * y[k] * (1.f + erff(y[k] * 0.70710678f));
       if (EPILOGUE == ADD) y[k] = residual.x[round < RESIDUALS ? round : 0][k] += y[k];
       if (EPILOGUE == KEEP && 2 * pair + k < ROWS) logits[(i64)row * OUTPUTS + n] = y[k];
@@ -467,41 +659,45 @@ __device__ __forceinline__ void send(
   }
 }
 
-// A product from one set of words to another, with a norm before it. `begin_next` asks for the weights of the
-// next one as soon as the inputs are there: later, the words that are then waited for would stand in line
-// behind them.
-template <int INPUTS, int OUTPUTS, int MATRICES, bool HAS_NORM, Epilogue EPILOGUE, class Next>
+// A product from one set of words to another, with a norm before it.
+template <int INPUTS, int OUTPUTS, int MATRICES, bool HAS_NORM, Epilogue EPILOGUE>
 __device__ __forceinline__ void product(
-    Shared& shared, const u64* from, u64* to, float* logits, Weights<INPUTS, OUTPUTS, MATRICES>& weights,
-    const u16* gain, const u16* bias, u32 tag, u32 tag_of_results, Residual& residual, Next begin_next) {
-  if (blockIdx.x * share_of(OUTPUTS) >= OUTPUTS) return begin_next();
-  const Gains<HAS_NORM, INPUTS> gains(gain, bias);
-  take_words<HAS_NORM, INPUTS>(shared, from, tag, gains, begin_next);
-  __syncthreads();
-  multiply(shared, weights);
-  send<OUTPUTS, EPILOGUE>(shared, to, logits, tag_of_results, residual);
+    Shared& shared, RingPlace& place, const u64* from, u64* to, float* logits, const u16* gain,
+    const float2* shift, u32 tag, u32 tag_of_results, Residual& residual) {
+  Weights<INPUTS, OUTPUTS, MATRICES> weights;
+  if (!weights.has_any()) return;
+  Inputs<HAS_NORM, INPUTS> inputs(gain);
+  const Shifts<HAS_NORM, OUTPUTS, MATRICES> shifts(shift);
+  weights.take(shared, place, 0);
+  inputs.take(shared, from, tag);
+  synchronise();
+  inputs.share_moments(shared);
+  multiply(shared, place, weights);
+  synchronise();
+  send<INPUTS, OUTPUTS, EPILOGUE>(shared, to, logits, tag_of_results, residual, shifts);
 }
 
 // The product after attention, added to the residual stream.
-template <int MOST_PARTS, class Next>
+template <int MOST_PARTS>
 __device__ __forceinline__ void product_of_heads(
-    Shared& shared, const u64* from, u64* to, Weights<DIM, DIM, 1>& weights, u32 tag, int num_parts,
-    Residual& residual, Next begin_next) {
-  if (blockIdx.x * PER_DIM >= DIM) return begin_next();
-  take_parts<MOST_PARTS>(shared, from, tag, num_parts, begin_next);
-  __syncthreads();
-  multiply(shared, weights);
-  send<DIM, ADD>(shared, to, nullptr, tag, residual);
+    Shared& shared, RingPlace& place, const u64* from, u64* to, u32 tag, int num_parts, Residual& residual) {
+  Weights<DIM, DIM, 1> weights;
+  if (!weights.has_any()) return;
+  weights.take(shared, place, 0);
+  take_parts<MOST_PARTS>(shared, from, tag, num_parts);
+  synchronise();
+  multiply(shared, place, weights);
+  synchronise();
+  send<DIM, DIM, ADD>(shared, to, nullptr, tag, residual, Shifts<false, DIM, 1>(nullptr));
 }
 
 #if IS_FOLDED
 // Attention to a memory whose keys have become a matrix that gives scores, and its values one that gives what
 // is added to the residual stream: this is the second half, from scores on.
-template <class Next>
 __device__ __forceinline__ void product_of_scores(
-    Shared& shared, const u64* from, u64* to, Weights<SCORES, DIM, ROWS>& weights, u32 tag,
-    Residual& residual, Next begin_next) {
-  if (blockIdx.x * PER_DIM >= DIM) return begin_next();
+    Shared& shared, RingPlace& place, const u64* from, u64* to, u32 tag, Residual& residual) {
+  Weights<SCORES, DIM, ROWS> weights;
+  if (!weights.has_any()) return;
   constexpr int EACH = ROWS * HEADS / WARPS;  // of a warp; a lane has one state of each
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int num_states = shared.step.num_states;
@@ -512,6 +708,7 @@ __device__ __forceinline__ void product_of_scores(
     is_seen[j] = lane < num_states;
     if (seen != nullptr && is_seen[j]) is_seen[j] = seen[(warp + j * WARPS) / HEADS * num_states + lane];
   }
+  weights.take(shared, place, 0);
   u32 words[EACH];
   for (;;) {
     bool is_there = true;
@@ -524,7 +721,6 @@ __device__ __forceinline__ void product_of_scores(
     if (__all_sync(FULL, is_there)) break;
     yield();
   }
-  begin_next();
 #pragma unroll
   for (int j = 0; j < EACH; j++) {
     const int row = (warp + j * WARPS) / HEADS, head = (warp + j * WARPS) % HEADS;
@@ -533,15 +729,17 @@ __device__ __forceinline__ void product_of_scores(
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2)
       most = fmaxf(most, __shfl_xor_sync(FULL, most, distance));
-    const float weight = is_seen[j] ? exp2f(score - most) : 0.f;
+    const float weight = is_seen[j] ? power_of_two(score - most) : 0.f;
     float total = weight;
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) total += __shfl_xor_sync(FULL, total, distance);
-    shared.inputs[row][head * STATES + lane] = packed(weight / total, 0.f) & 0xffff;
+    input(shared, row, head * STATES + lane / 2 * 2)[lane % 2] = packed(weight * __fdividef(1.f, total), 0.f);
   }
-  __syncthreads();
-  multiply(shared, weights);
-  send<DIM, ADD, true>(shared, to, nullptr, tag, residual);
+  synchronise();
+  multiply(shared, place, weights);
+  synchronise();
+  send<SCORES, DIM, ADD, false, ROWS, true>(
+      shared, to, nullptr, tag, residual, Shifts<false, DIM, ROWS>(nullptr));
 }
 #endif
 
@@ -626,14 +824,22 @@ __device__ __forceinline__ void attend(
   const int num_seen = IS_SELF ? step.num_prefix_seen : step.num_states;
   const int first = part * share, last = smaller(first + share, length);
   const int mine = first + (warp * KEYS_OF_WARP + lane / LANES) * 4;  // four neighbours of every block
-  uint4 k[4], v[4];
+  // Earlier steps have written these. Two blocks of keys are on their way while a third is looked at.
+  uint4 k[2][4], v[2][4];
+  const auto ask_for = [&](uint4(&keys_of_block)[4], uint4(&values_of_block)[4], int start) {
 #pragma unroll
-  for (int j = 0; j < 4; j++) {
-    const int l = smaller(mine + j, last - 1);
-    k[j] = v[j] = make_uint4(0, 0, 0, 0);
-    // Earlier steps have written these.
-    if (l >= 0)
-      k[j] = *(const uint4*)(keys + l * key_stride), v[j] = *(const uint4*)(values + l * key_stride);
+    for (int j = 0; j < 4; j++) {
+      const int l = smaller(mine + start + j, last - 1);
+      if (l < 0) continue;
+      keys_of_block[j] = *(const uint4*)(keys + l * key_stride);
+      values_of_block[j] = *(const uint4*)(values + l * key_stride);
+    }
+  };
+#pragma unroll
+  for (int turn = 0; turn < 2; turn++) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) k[turn][j] = v[turn][j] = make_uint4(0, 0, 0, 0);
+    if (turn == 0 || first + BLOCK_KEYS < last) ask_for(k[turn], v[turn], turn * BLOCK_KEYS);
   }
   float taken[IS_SELF ? 3 : 1][8];
   const bool has_new = IS_SELF && part == 0;
@@ -662,49 +868,48 @@ __device__ __forceinline__ void attend(
   }
   // Finite, as the difference of two infinities is no number.
   float most = -1e30f, total = 0.f, y[8] = {};
-  for (int start = 0; start < share && first + start < last; start += BLOCK_KEYS) {
-    float scores[4], x[8], higher = most;
+  for (int pair = 0; first + pair < last; pair += 2 * BLOCK_KEYS)
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const int l = mine + start + j;
-      bool is_key = l < last;
-      if (seen != nullptr && l < num_seen && is_key) is_key = seen[row * num_seen + l];
-      unpack(k[j], x);
-      float score = 0.f;
-#pragma unroll
-      for (int i = 0; i < 8; i++) score += x[i] * q[i];
-      score = sum_over_lanes(score);
-      scores[j] = is_key ? score : -1e30f;
-      higher = fmaxf(higher, scores[j]);
-    }
-    const float scaled = exp2f(most - higher);
-    total *= scaled;
-#pragma unroll
-    for (int i = 0; i < 8; i++) y[i] *= scaled;
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const float weight = scores[j] > -1e30f ? exp2f(scores[j] - higher) : 0.f;
-      total += weight;
-      unpack(v[j], x);
-#pragma unroll
-      for (int i = 0; i < 8; i++) y[i] += weight * x[i];
-    }
-    most = higher;
-    if (start + BLOCK_KEYS < share) {
+    for (int turn = 0; turn < 2; turn++) {
+      const int start = pair + turn * BLOCK_KEYS;
+      if (first + start >= last) break;
+      float scores[4], x[8], higher = most;
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        const int l = smaller(mine + start + BLOCK_KEYS + j, last - 1);
-        k[j] = *(const uint4*)(keys + l * key_stride), v[j] = *(const uint4*)(values + l * key_stride);
+        const int l = mine + start + j;
+        bool is_key = l < last;
+        if (seen != nullptr && l < num_seen && is_key) is_key = seen[row * num_seen + l];
+        unpack(k[turn][j], x);
+        float score = 0.f;
+#pragma unroll
+        for (int i = 0; i < 8; i++) score += x[i] * q[i];
+        score = sum_over_lanes(score);
+        scores[j] = is_key ? score : -1e30f;
+        higher = fmaxf(higher, scores[j]);
       }
+      const float scaled = power_of_two(most - higher);
+      total *= scaled;
+#pragma unroll
+      for (int i = 0; i < 8; i++) y[i] *= scaled;
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float weight = scores[j] > -1e30f ? power_of_two(scores[j] - higher) : 0.f;
+        total += weight;
+        unpack(v[turn][j], x);
+#pragma unroll
+        for (int i = 0; i < 8; i++) y[i] += weight * x[i];
+      }
+      most = higher;
+      if (first + start + 2 * BLOCK_KEYS < last) ask_for(k[turn], v[turn], start + 2 * BLOCK_KEYS);
     }
-  }
   if (has_new) {
     float score = 0.f;
 #pragma unroll
     for (int i = 0; i < 8; i++) score += k_new[i] * q[i];
     score = sum_over_lanes(score);
     if (warp == 0 && lane < LANES) {
-      const float higher = fmaxf(most, score), scaled = exp2f(most - higher), weight = exp2f(score - higher);
+      const float higher = fmaxf(most, score), scaled = power_of_two(most - higher),
+                  weight = power_of_two(score - higher);
       total = total * scaled + weight;
 #pragma unroll
       for (int i = 0; i < 8; i++) y[i] = y[i] * scaled + weight * v_new[i];
@@ -714,7 +919,7 @@ __device__ __forceinline__ void attend(
 #pragma unroll
   for (int distance = LANES; distance < 32; distance *= 2) {
     const float higher = fmaxf(most, __shfl_xor_sync(FULL, most, distance));
-    const float scaled = exp2f(most - higher);
+    const float scaled = power_of_two(most - higher);
     total *= scaled;
     total += __shfl_xor_sync(FULL, total, distance);
 #pragma unroll
@@ -729,7 +934,7 @@ __device__ __forceinline__ void attend(
     for (int i = 0; i < 8; i++) shared.parts[warp][d + i] = y[i];
     if (lane == 0) shared.parts[warp][HEAD_DIM] = most, shared.parts[warp][HEAD_DIM + 1] = total;
   }
-  __syncthreads();
+  synchronise();
   const int pair = threadIdx.x;
   if (pair <= HEAD_DIM / 2) {
     float highest = -1e30f, sum = 0.f, a = 0.f, b = 0.f;
@@ -738,7 +943,7 @@ __device__ __forceinline__ void attend(
     const int at = pair < HEAD_DIM / 2 ? 2 * pair : 0;
 #pragma unroll
     for (int w = 0; w < WARPS; w++) {
-      const float scaled = exp2f(shared.parts[w][HEAD_DIM] - highest);
+      const float scaled = power_of_two(shared.parts[w][HEAD_DIM] - highest);
       sum += scaled * shared.parts[w][HEAD_DIM + 1];
       a += scaled * shared.parts[w][at], b += scaled * shared.parts[w][at + 1];
     }
@@ -749,7 +954,7 @@ __device__ __forceinline__ void attend(
     else if (IS_SELF)
       write_word(to + pair, __float_as_uint(sum == 0.f ? -1e30f : highest + log2f(sum)), tag);
   }
-  __syncthreads();  // before the next task writes its parts
+  synchronise();  // before the next task writes its parts
 }
 
 // ------------------------------------------------------------------------------------------------ the step
@@ -772,29 +977,36 @@ __device__ __forceinline__ float embedded(const Step& step, int row, int d, i64 
   return x;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) resident_step(const Step* given) {
-  Shared& shared = *(Shared*)shared_memory;
-  for (int i = threadIdx.x; i < sizeof(Step) / 8; i += THREADS)
-    ((u64*)&shared.step)[i] = ((const u64*)given)[i];
-  __syncthreads();
+// Weights of all products, in the order in which they are multiplied.
+__device__ __forceinline__ void fetch_all(Shared& shared) {
+  const Step& step = shared.step;
+  RingPlace place;
+  for (int number = 0; number < LAYERS; number++) {
+    const Layer& layer = step.layers[number];
+    Weights<DIM, QKV, 1>::fetch(shared, place, layer.qkv);
+    Weights<DIM, DIM, 1>::fetch(shared, place, layer.out);
+#if IS_FOLDED
+    Weights<DIM, ROWS * SCORES, 1>::fetch(shared, place, layer.folded_keys);
+    Weights<SCORES, DIM, ROWS>::fetch(shared, place, layer.folded_values);
+#else
+    if (HAS_MEMORY) {
+      Weights<DIM, DIM, 1>::fetch(shared, place, layer.query);
+      Weights<DIM, DIM, 1>::fetch(shared, place, layer.cross_out);
+    }
+#endif
+    Weights<DIM, HIDDEN, GATED ? 2 : 1>::fetch(shared, place, layer.up);
+    Weights<HIDDEN, DIM, 1>::fetch(shared, place, layer.down);
+  }
+  Weights<DIM, LOGITS, 1>::fetch(shared, place, step.head);
+}
+
+// Everything else.
+__device__ __forceinline__ void multiply_all(Shared& shared) {
   const Step& step = shared.step;
   const u32 launch = *step.launches;
   const i64 position = *step.position;
   u32 tag = launch * (LAYERS + 1);
-  Weights<DIM, QKV, 1> qkv;
-  Weights<DIM, DIM, 1> out;
-#if IS_FOLDED
-  Weights<DIM, ROWS * SCORES, 1> folded_keys;
-  Weights<SCORES, DIM, ROWS> folded_values;
-#else
-  Weights<DIM, DIM, 1> query, cross_out;
-#endif
-  Weights<DIM, HIDDEN, GATED ? 2 : 1> up;
-  Weights<HIDDEN, DIM, 1> down;
-  Weights<DIM, LOGITS, 1> head;
-  qkv.begin(step.layers[0].qkv);
-  prefetch_share<DIM>(step.layers[0].out, DIM);
-
+  RingPlace place;
   Residual residual;
 #pragma unroll
   for (int round = 0; round < RESIDUALS; round++) {
@@ -813,17 +1025,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) resident_step(const Ste
 
   for (int number = 0; number < LAYERS; number++, tag++) {
     const Layer& layer = step.layers[number];
-    const Layer& next = step.layers[smaller(number + 1, LAYERS - 1)];
-#if IS_FOLDED
-    prefetch_share<ROWS * SCORES>(layer.folded_keys, DIM);
-    for (int row = 0; row < ROWS; row++)
-      prefetch_share<DIM>(layer.folded_values + (i64)row * DIM * SCORES, SCORES);
-#else
-    if (HAS_MEMORY) {
-      prefetch_share<DIM>(layer.query, DIM);
-      prefetch_share<DIM>(layer.cross_out, DIM);
-    }
-#endif
     const int num_tasks = ROWS * HEADS * num_parts;
     for (int task = blockIdx.x; task < num_tasks; task += BLOCKS) {
       const int row = task / HEADS % ROWS, kv_head = task % HEADS / (HEADS / KV_HEADS),
@@ -836,60 +1037,59 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) resident_step(const Ste
       }
     }
     product<DIM, QKV, 1, true, SEND>(
-        shared, step.x, step.qkv, nullptr, qkv, layer.attention_gain, layer.attention_bias, tag, tag,
-        residual, [&] { out.begin(layer.out); });
-    prefetch_share<HIDDEN>(layer.up, DIM);
-    if (GATED) prefetch_share<HIDDEN>(layer.up + (i64)HIDDEN * DIM, DIM);
+        shared, place, step.x, step.qkv, nullptr, layer.attention_gain, layer.qkv_shifts, tag, tag, residual);
     for (int task = blockIdx.x; task < num_tasks; task += BLOCKS)
       attend<true>(
           shared, layer, task / HEADS % ROWS, task % HEADS, task / (HEADS * ROWS), tag, length, share);
-    const auto begin_up = [&] { up.begin(layer.up); };
-#if IS_FOLDED
-    const auto begin_cross = [&] { folded_keys.begin(layer.folded_keys); };
-#else
-    const auto begin_cross = [&] {
-      if (HAS_MEMORY)
-        query.begin(layer.query);
-      else
-        begin_up();
-    };
-#endif
-    product_of_heads<PARTS>(
-        shared, step.parts, step.after_attention, out, tag, num_parts, residual, begin_cross);
-    prefetch_share<DIM>(layer.down, HIDDEN);
+    product_of_heads<PARTS>(shared, place, step.parts, step.after_attention, tag, num_parts, residual);
 #if IS_FOLDED
     product<DIM, ROWS * SCORES, 1, true, SCORE>(
-        shared, step.after_attention, step.scores, nullptr, folded_keys, layer.cross_gain, layer.cross_bias,
-        tag, tag, residual, [&] { folded_values.begin(layer.folded_values); });
-    product_of_scores(shared, step.scores, step.after_cross, folded_values, tag, residual, begin_up);
+        shared, place, step.after_attention, step.scores, nullptr, layer.cross_gain, layer.query_shifts, tag,
+        tag, residual);
+    product_of_scores(shared, place, step.scores, step.after_cross, tag, residual);
 #else
     if (HAS_MEMORY) {
       product<DIM, DIM, 1, true, SEND>(
-          shared, step.after_attention, step.query, nullptr, query, layer.cross_gain, layer.cross_bias, tag,
-          tag, residual, [&] { cross_out.begin(layer.cross_out); });
+          shared, place, step.after_attention, step.query, nullptr, layer.cross_gain, layer.query_shifts, tag,
+          tag, residual);
       for (int task = blockIdx.x; task < ROWS * HEADS; task += BLOCKS)
         attend<false>(
             shared, layer, task / HEADS, task % HEADS, 0, tag, (int)step.num_states, (int)step.num_states);
-      product_of_heads<1>(shared, step.cross, step.after_cross, cross_out, tag, 1, residual, begin_up);
+      product_of_heads<1>(shared, place, step.cross, step.after_cross, tag, 1, residual);
     }
 #endif
-    prefetch_share<QKV>(next.qkv, DIM);
     product<DIM, HIDDEN, GATED ? 2 : 1, true, ACTIVATE>(
-        shared, HAS_MEMORY ? step.after_cross : step.after_attention, step.hidden, nullptr, up, layer.up_gain,
-        layer.up_bias, tag, tag, residual, [&] { down.begin(layer.down); });
-    prefetch_share<DIM>(next.out, DIM);
-    if (number == LAYERS - 1) prefetch_share<LOGITS>(step.head, DIM);
+        shared, place, HAS_MEMORY ? step.after_cross : step.after_attention, step.hidden, nullptr,
+        layer.up_gain, layer.up_shifts, tag, tag, residual);
     product<HIDDEN, DIM, 1, false, ADD>(
-        shared, step.hidden, step.x, nullptr, down, nullptr, nullptr, tag, tag + 1, residual,
-        [&] { qkv.begin(next.qkv); });
+        shared, place, step.hidden, step.x, nullptr, nullptr, nullptr, tag, tag + 1, residual);
   }
-  head.begin(step.head);
   product<DIM, LOGITS, 1, true, KEEP>(
-      shared, step.x, nullptr, step.logits, head, step.norm_gain, step.norm_bias, tag, tag, residual, [] {});
+      shared, place, step.x, nullptr, step.logits, step.norm_gain, step.head_shifts, tag, tag, residual);
   // It has had all of the last layer's results, so all blocks have long known both numbers.
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     *step.launches = launch + 1;
     *step.position_of_logits = position;
     *step.position = position + 1;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1) resident_step(const Step* given) {
+  Shared& shared = *(Shared*)shared_memory;
+  for (int i = threadIdx.x; i < sizeof(Step) / 8; i += ALL_THREADS)
+    ((u64*)&shared.step)[i] = ((const u64*)given)[i];
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < NUM_STAGES; stage++)
+      make_barrier(&shared.filled[stage], 1), make_barrier(&shared.emptied[stage], WARPS);
+    show_barriers();
+  }
+  __syncthreads();
+  // 65,536 registers are shared out.
+  if (threadIdx.x < THREADS) {
+    take_registers<232>();
+    multiply_all(shared);
+  } else {
+    give_registers<40>();
+    if (threadIdx.x < THREADS + 32) fetch_all(shared);
   }
 }

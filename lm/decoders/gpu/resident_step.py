@@ -1,6 +1,6 @@
 """A step of a Transformer in bfloat16 for few rows as one kernel (`resident_step.cu`).
 
-It needs tensor cores that know bfloat16 (Ampere and later). For up to two rows and short memories,
+It needs Hopper's engine for copies to shared memory (and later GPUs'). For up to two rows and short memories,
 cross-attention is folded: its keys go into the query's weights and its values into the output's, so that a
 layer has one product less to wait for. That holds 2 H · 32 D numbers a row and layer.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ NUM_WARPS = 8
 MAX_STATES = 32
 """Of a memory that is folded."""
 MAX_PARTS = 8
+MIN_STAGES, MAX_STAGES = 4, 32
+"""Of the ring in which weights wait."""
 NUM_FIELDS = 35
 """64-bit numbers of the kernel's `Step` before its layers."""
 NUM_LAYER_FIELDS = 20
@@ -42,8 +45,7 @@ class ResidentStep(FusedStep):
             super().can_run(lm, num_rows)
             and lm.head.weight.dtype == torch.bfloat16
             and _fits(lm.config)
-            and num_shared_bytes(lm.config, num_rows, num_blocks(lm.config, lm.device))
-            <= max_shared_bytes(lm.device)
+            and num_stages(lm.config, num_rows, lm.device) >= MIN_STAGES
             and runs_resident(lm.device)
         )
 
@@ -72,6 +74,15 @@ class ResidentStep(FusedStep):
             return torch.zeros(shape, device=device, dtype=torch.int64)
 
         of_heads = num_rows, config.num_heads, config.head_dim // 2 + 1
+        blocks = [block for block in lm.blocks if isinstance(block, Block)]
+        self._shifts = [
+            [
+                _shifts(block.attention_norm, block.attention.qkv.weight),
+                self._query_shifts(block, folded),
+                _shifts(block.feed_forward_norm, block.feed_forward.up.weight),
+            ]
+            for block, folded in zip_longest(blocks, self._folded)
+        ]
         self._position_of_logits = torch.zeros_like(position)
         self._buffers: list[Tensor | None] = [
             torch.ones(1, device=device, dtype=torch.int32),  # launches
@@ -92,8 +103,9 @@ class ResidentStep(FusedStep):
             words(*of_heads),
             words(num_pairs, config.hidden_dim),
             words(num_rows, config.num_heads * MAX_STATES),  # scores
-            *_gain_and_bias(lm.norm),
+            lm.norm.weight,
             lm.head.weight,
+            _shifts(lm.norm, lm.head.weight),
             self.logits,
         ]
         self._numbers = [
@@ -124,9 +136,11 @@ class ResidentStep(FusedStep):
             "GATED": int(config.activation == "swiglu"),
             "SCALE": f"{_scale(config):.9e}f",
             "NUM_WARPS": NUM_WARPS,
+            "NUM_STAGES": num_stages(config, num_rows, device),
+            "NUM_SHARED_BYTES": max_shared_bytes(device),
         }
         self._kernel = kernel(tuple(shape.items()), device)
-        self._num_shared_bytes = num_shared_bytes(config, num_rows, self._num_blocks)
+        self._num_shared_bytes = max_shared_bytes(device)
         self._tokens: Tensor | None = None
 
     def take_conditions(self) -> None:
@@ -146,6 +160,10 @@ class ResidentStep(FusedStep):
             into_scores[:, :, :num_states] = torch.einsum("rhmd,hdi->rhmi", keys, query) * _scale(config)
             from_scores = folded[1].view(len(keys), config.dim, config.num_heads, MAX_STATES)
             from_scores[..., :num_states] = torch.einsum("ohd,rhmd->rohm", out, values)
+        for block, folded, shifts in zip(self._lm.blocks, self._folded, self._shifts, strict=False):
+            found = self._query_shifts(block, folded)
+            if found is not None:
+                shifts[1].copy_(found)
 
     def __call__(self, draft: Draft) -> None:
         """See `FusedStep`."""
@@ -157,8 +175,14 @@ class ResidentStep(FusedStep):
             for layer in range(self._lm.config.num_layers):
                 fields += map(_address, self._layer(layer))
             self._given = torch.tensor(fields, device=self.logits.device)
-        self._kernel.launch(self._num_blocks, 32 * NUM_WARPS, self._num_shared_bytes, self._given)
+        self._kernel.launch(self._num_blocks, 32 * (NUM_WARPS + 4), self._num_shared_bytes, self._given)
         self._sample(draft, self._position_of_logits)
+
+    def _query_shifts(self, block: Block, folded: tuple[Tensor, Tensor] | None) -> Tensor | None:
+        cross = block.cross_attention
+        if cross is None:
+            return None
+        return _shifts(block.cross_norm, cross.query.weight if folded is None else folded[0].flatten(0, 1))
 
     def _layer(self, number: int) -> list[Tensor | None]:
         """The kernel's `Layer`."""
@@ -166,7 +190,7 @@ class ResidentStep(FusedStep):
         assert isinstance(block, Block)
         attention, cross, feed_forward = block.attention, block.cross_attention, block.feed_forward
         found: list[Tensor | None] = [
-            *_gain_and_bias(block.attention_norm),
+            _gain(block.attention_norm),
             attention.qkv.weight,
             gain_of(attention.q_norm),
             gain_of(attention.k_norm),
@@ -175,14 +199,14 @@ class ResidentStep(FusedStep):
             attention.out.weight,
         ]
         if cross is None:
-            found += [None] * 6
+            found += [None] * 5
         else:
             assert block.cross_norm is not None
-            norm = _gain_and_bias(block.cross_norm)
-            found += [*norm, cross.query.weight, *cache.memories[number], cross.out.weight]
-        found += [*_gain_and_bias(block.feed_forward_norm), feed_forward.up.weight, feed_forward.down.weight]
+            norm = _gain(block.cross_norm)
+            found += [norm, cross.query.weight, *cache.memories[number], cross.out.weight]
+        found += [_gain(block.feed_forward_norm), feed_forward.up.weight, feed_forward.down.weight]
         found += self._folded[number] if self._folded else [None, None]
-        return found
+        return found + self._shifts[number]
 
 
 def can_fold(config: TransformerConfig, num_rows: int) -> bool:
@@ -202,8 +226,8 @@ def _fits(config: TransformerConfig) -> bool:
     )
 
 
-def num_shared_bytes(config: TransformerConfig, num_rows: int, num_blocks: int) -> int:
-    """No less than the kernel's `Shared`, of which each block has one."""
+def num_stages(config: TransformerConfig, num_rows: int, device: torch.device) -> int:
+    """Of the ring, for which there is what the rest of the kernel's `Shared` leaves of a block's memory."""
     outputs = [
         config.dim + 2 * config.kv_heads * config.head_dim,
         config.num_codebooks * config.codebook_size,
@@ -215,8 +239,11 @@ def num_shared_bytes(config: TransformerConfig, num_rows: int, num_blocks: int) 
         outputs += [num_rows * inputs[-1], num_rows * config.dim]
     fields = NUM_FIELDS + NUM_LAYER_FIELDS * config.num_layers
     parts_and_moments = NUM_WARPS * (config.head_dim + 2 + 16)
-    sums = (max(-(-n // num_blocks) for n in outputs) + 17) * num_rows * (NUM_WARPS + 4)
-    return 8 * fields + 4 * (parts_and_moments + sums) + 2 * num_rows * (max(inputs) + 32) + 64
+    sums = (max(-(-n // num_blocks(config, device)) for n in outputs) + 9) * num_rows * (NUM_WARPS + 4)
+    rest = 8 * fields + 4 * (parts_and_moments + sums) + 2 * num_rows * (max(inputs) + 32) + 256
+    chunks = min(32, max(inputs) // 32)
+    stage = 8 * 64 * (chunks + 1) + 16
+    return max(0, min(MAX_STAGES, (max_shared_bytes(device) - rest) // stage))
 
 
 def num_blocks(config: TransformerConfig, device: torch.device) -> int:
@@ -247,7 +274,7 @@ def runs_resident(device: torch.device) -> bool:
     if (
         device.type != "cuda"
         or torch.version.cuda is None
-        or torch.cuda.get_device_capability(device) < (8, 0)
+        or torch.cuda.get_device_capability(device) < (9, 0)
     ):
         return False
     reason = missing_library()
@@ -274,7 +301,14 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _gain_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+def _gain(module: nn.Module) -> Tensor:
     assert isinstance(module, nn.LayerNorm | RMSNorm)
     assert module.weight is not None
-    return module.weight, getattr(module, "bias", None)
+    return module.weight
+
+
+def _shifts(norm: nn.Module | None, weight: Tensor) -> Tensor | None:
+    """The kernel's `Shifts` of a product with `weight` [N, D] after a norm: [N, 2], if it has a mean."""
+    if not isinstance(norm, nn.LayerNorm):
+        return None
+    return weight.float() @ torch.stack([norm.weight, norm.bias], 1).float()

@@ -3,8 +3,8 @@
 //
 // A fiber runs until it waits, at a barrier, for the other lanes of its warp, or for a word that another
 // block writes; then another one goes on, drawn by chance. So each seed is another order of events, and a
-// program that waits for ever is found. What a thread reads of shared memory before anything is written is
-// NaN.
+// program that waits for ever is found. What the copy engine is given it does at once or as late as it may,
+// by chance too. What a thread reads of shared memory before anything is written is NaN.
 #define EMULATED
 #include <ucontext.h>
 
@@ -30,6 +30,12 @@ struct alignas(16) uint4 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 struct Place {
@@ -41,10 +47,25 @@ struct Warp {
   unsigned values[2][32][6];
 };
 
+// In shared memory, where a GPU has 64 bits of its own.
+struct Barrier {
+  short count, missing;
+  unsigned phase : 1, bytes : 31;  // that were announced and are not there
+};
+static_assert(sizeof(Barrier) == 8);
+
+struct Copy {
+  void* to;
+  const void* from;
+  unsigned bytes;
+  Barrier* barrier;
+};
+
 struct Block {
-  long arrived = 0;
+  long arrived = 0, multipliers_arrived = 0;
   std::vector<Warp> warps;
   std::vector<float4> memory;
+  std::vector<Copy> copies;  // that were asked for and not done
 };
 
 struct Fiber {
@@ -52,13 +73,14 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   Place thread, block_number;
   Block* block;
-  long barriers = 0, collectives = 0;
+  long barriers = 0, multipliers_barriers = 0, collectives = 0;
   bool has_ended = false;
 };
 
 inline ucontext_t scheduler;
 inline Fiber* current;
 inline long progress;  // barriers that were passed, words that were written, fibers that ended
+inline std::mt19937 chance;
 
 #define threadIdx (current->thread)
 #define blockIdx (current->block_number)
@@ -66,12 +88,16 @@ inline long progress;  // barriers that were passed, words that were written, fi
 
 inline void yield() { swapcontext(&current->context, &scheduler); }
 
-inline void __syncthreads() {
-  Block& block = *current->block;
-  const long whole = 32 * (long)block.warps.size(), needed = ++current->barriers * whole;
-  block.arrived++;
-  while (block.arrived < needed) yield();
+inline void wait_for_all(long& arrived, long needed) {
+  arrived++;
+  while (arrived < needed) yield();
   progress++;
+}
+inline void __syncthreads() {
+  wait_for_all(current->block->arrived, ++current->barriers * 32 * (long)current->block->warps.size());
+}
+inline void synchronise() {
+  wait_for_all(current->block->multipliers_arrived, ++current->multipliers_barriers * 32 * NUM_WARPS);
 }
 
 // What all lanes of the warp bring: a lane reads it before it can bring anything else twice.
@@ -100,6 +126,8 @@ inline float __shfl_xor_sync(unsigned, float x, int distance) {
   return __uint_as_float(exchange(&mine, 1)[(current->thread.x ^ distance) % 32][0]);
 }
 
+inline float exchanged(float x, int distance) { return __shfl_xor_sync(FULL, x, distance); }
+
 inline bool __all_sync(unsigned, bool x) {
   const unsigned mine = x;
   const auto all = exchange(&mine, 1);
@@ -107,6 +135,20 @@ inline bool __all_sync(unsigned, bool x) {
   for (int lane = 0; lane < 32; lane++) y &= all[lane][0] != 0;
   return y;
 }
+
+inline void __syncwarp() {
+  const unsigned nothing = 0;
+  exchange(&nothing, 1);
+}
+
+inline unsigned __ballot_sync(unsigned, bool x) {
+  const unsigned mine = x;
+  const auto all = exchange(&mine, 1);
+  unsigned y = 0;
+  for (int lane = 0; lane < 32; lane++) y |= all[lane][0] << lane;
+  return y;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 inline unsigned bfloat16(float x) {
   const unsigned bits = __float_as_uint(x);
@@ -133,7 +175,51 @@ inline void multiply_add(
   }
 }
 
-inline uint4 streamed(const unsigned short* p) { return *(const uint4*)p; }
+inline void make_barrier(unsigned long long* p, int count) {
+  *(Barrier*)p = {(short)count, (short)count, 0, 0};
+}
+inline void show_barriers() {}
+template <int>
+inline void give_registers() {}
+template <int>
+inline void take_registers() {}
+inline void end_phase_if_complete(Barrier& barrier) {
+  if (barrier.missing > 0 || barrier.bytes > 0) return;
+  barrier.missing = barrier.count, barrier.phase ^= 1, progress++;
+}
+inline void arrive(unsigned long long* p) {
+  Barrier& barrier = *(Barrier*)p;
+  if (barrier.missing-- == 0) std::abort();
+  end_phase_if_complete(barrier);
+}
+inline void arrive_before_bytes(unsigned long long* p, int bytes) {
+  ((Barrier*)p)->bytes += bytes;
+  arrive(p);
+}
+inline void make_copy(const Copy& copy) {
+  std::memcpy(copy.to, copy.from, copy.bytes);
+  if (copy.barrier->bytes < copy.bytes) std::abort();
+  copy.barrier->bytes -= copy.bytes;
+  end_phase_if_complete(*copy.barrier);
+}
+inline void copy_later(void* to, const void* from, int bytes, unsigned long long* barrier) {
+  if (((uintptr_t)to | (uintptr_t)from | bytes) % 16 != 0) std::abort();
+  const Copy copy = {to, from, (unsigned)bytes, (Barrier*)barrier};
+  if (chance() % 2)
+    make_copy(copy);
+  else
+    current->block->copies.push_back(copy);
+}
+inline bool has_ended(unsigned long long* p, unsigned phase) {
+  auto& copies = current->block->copies;
+  if (((Barrier*)p)->phase == phase && !copies.empty()) {
+    std::swap(copies[chance() % copies.size()], copies.back());
+    const Copy copy = copies.back();
+    copies.pop_back();
+    make_copy(copy);
+  }
+  return ((Barrier*)p)->phase != phase;
+}
 inline void read_word(const unsigned long long* p, unsigned& value, unsigned& tag) {
   value = (unsigned)*p, tag = (unsigned)(*p >> 32);
 }
@@ -146,6 +232,14 @@ inline void write_word(unsigned long long* p, unsigned value, unsigned tag) {
   progress++;
 }
 inline void ask_for_line(const char*) {}
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned places) {
+  const unsigned long long both = (unsigned long long)high << 32 | low;
+  unsigned y = 0;
+  for (int k = 0; k < 4; k++) y |= (unsigned)(both >> (places >> 4 * k & 7) * 8 & 0xff) << 8 * k;
+  return y;
+}
+inline float power_of_two(float x) { return std::exp2(x); }
+inline float __fdividef(float x, float y) { return x / y; }
 inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 
 // Runs a kernel; 1 where all wait for something that does not come.
@@ -153,7 +247,7 @@ template <class Kernel>
 int emulate(Kernel kernel, int num_blocks, int num_threads, int shared_bytes, unsigned seed) {
   static Kernel entry;
   entry = kernel;
-  std::mt19937 chance(seed);
+  chance.seed(seed);
   std::vector<Block> blocks(num_blocks);
   std::vector<std::unique_ptr<Fiber>> fibers;
   for (int b = 0; b < num_blocks; b++) {

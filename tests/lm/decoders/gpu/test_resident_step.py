@@ -146,6 +146,18 @@ def test_widths_that_do_not_divide_evenly(device: torch.device) -> None:
     assert error(found, expected) < 1e-2
 
 
+def test_a_ring_that_is_as_short_as_it_may_be(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = made(device, dim=128, num_heads=8, **MUSICGEN)
+    assert resident_step.num_stages(lm.config, 2, device) > resident_step.MIN_STAGES
+    ((whole, expected),) = logits_of_last(lm, 1, 0, 3)
+    monkeypatch.setattr(resident_step, "MAX_STAGES", resident_step.MIN_STAGES)
+    kernel.cache_clear()
+    ((short, _),) = logits_of_last(made(device, dim=128, num_heads=8, **MUSICGEN), 1, 0, 3)
+    kernel.cache_clear()
+    assert torch.equal(short, whole)
+    assert error(whole, expected) < 1e-2
+
+
 def test_results_do_not_depend_on_the_order_of_events(device: torch.device) -> None:
     results = [logits_of_last(made(device, num_kv_heads=1), 3, 0, 2)[0][0] for _ in range(3)]
     assert torch.equal(results[0], results[1])
@@ -175,7 +187,7 @@ def test_what_it_is_not_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not ResidentStep.can_run(lm, 2)
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+@pytest.mark.parametrize("capability", [(9, 0), (10, 0)])
 def test_it_compiles_for_gpus_that_are_not_here(
     capability: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +199,7 @@ def test_it_compiles_for_gpus_that_are_not_here(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(resident_step, "Kernel", lambda name, given, device: macros.update(given))
     monkeypatch.setattr(resident_step, "num_multiprocessors", lambda device: 108)
+    monkeypatch.setattr(resident_step, "max_shared_bytes", lambda device: 232_448)
     kernel.cache_clear()
     lm = made(torch.device("cpu"), dim=128, num_heads=8).to(torch.bfloat16)
     with torch.inference_mode():
