@@ -1,12 +1,13 @@
 """Activation checkpointing and torch.compile, block by block.
 
-A model offers them by an attribute `blocks`: a `ModuleList` of equal blocks, each called in `forward`. Only
-the blocks' `forward` is replaced, so parameters, their names and the hooks of DDP and FSDP stay as they are.
+A model offers them by an attribute `blocks`: a `ModuleList` of equal blocks, each called in `forward`. What
+else is worth compiling it lists in `also_compiled`. Only the `forward` of these modules is replaced, so
+parameters, their names and the hooks of DDP and FSDP stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .errors import UserError
 from .schema import Train
 
 
-def prepare_blocks(modules: Iterable[nn.Module], config: Train) -> None:
+def prepare_blocks(modules: Collection[nn.Module], config: Train) -> None:
     """Do what `train.activation_checkpointing` and `train.compile` ask for to the blocks of `modules`.
 
     Also tells FSDP what a block is. Raises `UserError` if no module has blocks.
@@ -29,11 +30,13 @@ def prepare_blocks(modules: Iterable[nn.Module], config: Train) -> None:
     for module in modules:
         # Accelerate's `fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP` reads this name.
         module._no_split_modules = sorted({type(block).__name__ for block in blocks_of(module)})  # type: ignore[assignment]
-    for block in found:
-        if config.compile:
+    if config.compile:
+        others = [other for module in modules for other in getattr(module, "also_compiled", [])]
+        for part in [*found, *others]:
             # One code object for all blocks: the first one is compiled, the others find it in the cache.
-            block.forward = torch.compile(block.forward)
-        if config.activation_checkpointing:
+            part.forward = torch.compile(part.forward)
+    if config.activation_checkpointing:
+        for block in found:
             block.forward = _checkpointed(block.forward)
 
 

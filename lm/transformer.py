@@ -212,6 +212,16 @@ class Block(nn.Module):
         return y
 
 
+class TokenLoss(nn.Module):
+    """Cross-entropy of the tokens of one codebook, their sum; a module of its own so that `train.compile` can
+    make one pass over the logits of it."""
+
+    def forward(self, hidden: Tensor, steps: Tensor, weight: Tensor, codes: Tensor, ignored: int) -> Tensor:
+        """Of codes [B, T], predicted at `steps` [T] of `hidden` [B, S, D] by a head's weights [V, D]."""
+        logits = F.linear(hidden.index_select(1, steps), weight).flatten(0, 1)  # [B·T, V]
+        return F.cross_entropy(logits.float(), codes.flatten(), ignore_index=ignored, reduction="sum")
+
+
 class TransformerLM(LanguageModel):
     """A Transformer over codes [B, K, T]; `forward` is its training loss, `logits` its prediction."""
 
@@ -230,6 +240,8 @@ class TransformerLM(LanguageModel):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = make_norm(config)
         self.head = nn.Linear(config.dim, config.num_codebooks * config.codebook_size, bias=False)
+        self.token_loss = TokenLoss()
+        self.also_compiled = [self.token_loss]
 
         token_offsets = torch.arange(config.num_codebooks) * (config.codebook_size + 1)
         self.register_buffer("token_offsets", token_offsets, persistent=False)
@@ -428,13 +440,10 @@ class TransformerLM(LanguageModel):
         # One codebook at a time, at the steps where it has a token: against one product for all codebooks and
         # steps this saves a third of the time on a CPU, because the logits stay small enough to be cached.
         weights = self.head.weight.view(config.num_codebooks, config.codebook_size, config.dim).unbind(0)
-        sums = []
-        for k, weight in enumerate(weights):
-            logits = F.linear(hidden.index_select(1, steps[k]), weight).flatten(0, 1)  # [B·T, V]
-            targets = codes[:, k].flatten()
-            sums.append(
-                F.cross_entropy(logits.float(), targets, ignore_index=config.special, reduction="sum")
-            )
+        sums = [
+            self.token_loss(hidden, steps[k], weight, codes[:, k], config.special)
+            for k, weight in enumerate(weights)
+        ]
         num_tokens = (codes[:, 0] != config.special).sum() * config.num_codebooks
         total = torch.stack(sums)  # [K]
         count = num_tokens.clamp(min=1)

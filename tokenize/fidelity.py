@@ -26,7 +26,7 @@ STFT_WINDOWS = (2048, 512)  # samples
 warnings.filterwarnings("ignore", message="stft_data changed shape", module="audiotools")
 
 
-class _Signal(AudioSignal):
+class _Signal(AudioSignal):  # type: ignore[misc]
     """Audio whose mel filters stay on their device: audiotools copies them there for each spectrogram, which
     makes a GPU wait."""
 

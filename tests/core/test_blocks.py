@@ -59,6 +59,18 @@ def test_names_of_parameters_do_not_change():
     assert list(net.state_dict()) == names
 
 
+def test_what_else_a_model_lists_is_compiled_and_not_computed_twice(monkeypatch):
+    net = BlockNet(2)
+    net.ending = nn.Linear(1, 1)
+    net.also_compiled = [net.ending]
+    forward, compiled = net.ending.forward, []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function.__self__) or function)
+    prepare_blocks([net], settings(activation_checkpointing=True, compile=True))
+    assert compiled == [*net.blocks, net.ending]
+    assert net.ending.forward == forward
+    assert all(block.forward != type(block).forward for block in net.blocks)
+
+
 @pytest.mark.parametrize("setting", ["activation_checkpointing", "compile"])
 def test_a_model_without_blocks(setting):
     with pytest.raises(UserError) as caught:

@@ -25,6 +25,8 @@ from .fused_step import FusedStep, gain_of
 from .nvrtc import Kernel, missing_library
 
 NUM_WARPS = 8
+NUM_THREADS = 32 * (NUM_WARPS + 4)
+"""One more warp fetches weights; registers are given to four together."""
 MAX_STATES = 32
 """Of a memory that is folded."""
 MAX_PARTS = 8
@@ -103,7 +105,7 @@ class ResidentStep(FusedStep):
             words(*of_heads),
             words(num_pairs, config.hidden_dim),
             words(num_rows, config.num_heads * MAX_STATES),  # scores
-            lm.norm.weight,
+            _gain(lm.norm),
             lm.head.weight,
             _shifts(lm.norm, lm.head.weight),
             self.logits,
@@ -148,7 +150,8 @@ class ResidentStep(FusedStep):
         super().take_conditions()
         config = self._lm.config
         groups = config.num_heads // config.kv_heads
-        for block, folded, memory in zip(self._lm.blocks, self._folded, self._cache.memories, strict=False):
+        for number, (folded, memory) in enumerate(zip(self._folded, self._cache.memories, strict=False)):
+            block = self._lm.blocks[number]
             assert isinstance(block, Block)
             assert block.cross_attention is not None
             # [R, H, M, Dh]
@@ -160,10 +163,9 @@ class ResidentStep(FusedStep):
             into_scores[:, :, :num_states] = torch.einsum("rhmd,hdi->rhmi", keys, query) * _scale(config)
             from_scores = folded[1].view(len(keys), config.dim, config.num_heads, MAX_STATES)
             from_scores[..., :num_states] = torch.einsum("ohd,rhmd->rohm", out, values)
-        for block, folded, shifts in zip(self._lm.blocks, self._folded, self._shifts, strict=False):
-            found = self._query_shifts(block, folded)
-            if found is not None:
-                shifts[1].copy_(found)
+            shifts, found = self._shifts[number][1], self._query_shifts(block, folded)
+            if shifts is not None and found is not None:
+                shifts.copy_(found)
 
     def __call__(self, draft: Draft) -> None:
         """See `FusedStep`."""
@@ -175,7 +177,7 @@ class ResidentStep(FusedStep):
             for layer in range(self._lm.config.num_layers):
                 fields += map(_address, self._layer(layer))
             self._given = torch.tensor(fields, device=self.logits.device)
-        self._kernel.launch(self._num_blocks, 32 * (NUM_WARPS + 4), self._num_shared_bytes, self._given)
+        self._kernel.launch(self._num_blocks, NUM_THREADS, self._num_shared_bytes, self._given)
         self._sample(draft, self._position_of_logits)
 
     def _query_shifts(self, block: Block, folded: tuple[Tensor, Tensor] | None) -> Tensor | None:
