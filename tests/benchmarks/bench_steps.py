@@ -5,7 +5,9 @@
 A Transformer of the shape of MusicGen small (24 layers of 1024, text of 20 states of 768), in MusicGen's form
 and in the modern default's, random weights in bfloat16: one kernel for the step (`resident_step.py`), and
 some Triton kernels a layer (`triton_step.py`). Printed are milliseconds a frame, sampling included, over
-frames 40 to 168 and 1375 to 1500. PyTorch's own kernels stand in `bench_generation.py`.
+frames 40 to 168 and 1375 to 1500, and in brackets how often that is the least that they could take: the bytes
+of the weights and of the filled cache over the bandwidth that `torch.sum` reads memory with. PyTorch's own
+kernels stand in `bench_generation.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from tokkata.lm.decoders.gpu.resident_step import ResidentStep
 from tokkata.lm.decoders.gpu.triton_step import TritonStep
 from tokkata.lm.sampling import Sampling
 from tokkata.lm.transformer import TransformerConfig, TransformerLM
+from tokkata.tests.benchmarks.bench_generation import bandwidth, bytes_a_step
 
 MUSICGEN = {"norm": "layernorm", "activation": "gelu", "positions": "sinusoidal", "qk_norm": False}
 NUM_STEPS = 1503
@@ -68,14 +71,19 @@ def milliseconds(lm: TransformerLM, kind: type[FusedStep], num_rows: int) -> lis
 @torch.inference_mode()
 def main() -> None:
     """Run all."""
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    numbers = torch.ones(2**28, device="cuda")
+    rate = max(bandwidth(numbers) for _ in range(10))
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {rate / 1e9:.0f} GB/s")
     for name, style in (("MusicGen", MUSICGEN), ("modern default", {})):
         lm = model(style)
         for num_rows in (1, 2, 4, 8):
             for kind in (ResidentStep, TritonStep):
                 if kind.can_run(lm, num_rows):
-                    early, late = milliseconds(lm, kind, num_rows)
-                    print(f"{name}, {num_rows} rows, {kind.__name__}: {early:.3f} {late:.3f}", flush=True)
+                    found = []
+                    for ms, span in zip(milliseconds(lm, kind, num_rows), SPANS, strict=True):
+                        least = bytes_a_step(lm, "bf16", sum(span) // 2, num_rows) / rate * 1e3
+                        found.append(f"{ms:.3f} ({ms / least:.2f}×)")
+                    print(f"{name}, {num_rows} rows, {kind.__name__}:", *found, flush=True)
 
 
 if __name__ == "__main__":
