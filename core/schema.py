@@ -107,7 +107,8 @@ class Train(Section):
     """Keep only the inputs of the model's blocks for the backward pass and compute the rest again: less
     memory, about a third more time."""
     compile: bool = False
-    """Compile the model's blocks, and a language model's loss, with torch.compile; the first step takes longer."""
+    """Compile the model's blocks, and a language model's loss, with torch.compile; the first step takes
+    longer."""
     seed: Integer = 0
     """Seed of initial weights, batches, crops and dropout."""
     log_every: PositiveInt = Field(default=10, json_schema_extra=OPERATIONAL)

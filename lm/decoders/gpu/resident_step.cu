@@ -80,9 +80,8 @@ __device__ __forceinline__ bool has_ended(u64* barrier, u32 phase) {
 // for "evict first", so that they leave the cache to keys and values.
 __device__ __forceinline__ void copy_later(void* to, const void* from, int bytes, u64* barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
-      "[%3], "
-      "%4;" ::"r"(shared_address(to)),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(0x12f0000000000000ull)
       : "memory");
 }
@@ -139,13 +138,14 @@ __device__ __forceinline__ void synchronise() {
 
 constexpr int WARPS = NUM_WARPS;  // that multiply
 constexpr int THREADS = 32 * WARPS;
-constexpr int ALL_THREADS =
-    THREADS + 128;  // one more warp fetches weights; registers are given to four together
+// One more warp fetches weights; registers are given to four together.
+constexpr int ALL_THREADS = THREADS + 128;
 static_assert(WARPS == 8);
 constexpr int PAIRS = (ROWS + 1) / 2;
 constexpr int KV_DIM = KV_HEADS * HEAD_DIM;
 constexpr int QKV = DIM + 2 * KV_DIM;
 constexpr int LANES = HEAD_DIM / 8;  // that share a key
+constexpr int HALF = HEAD_DIM / 2;
 constexpr int KEYS_OF_WARP = 32 / LANES;
 constexpr int BLOCK_KEYS = 4 * KEYS_OF_WARP * WARPS;
 constexpr int PART = HEAD_DIM / 2 + 1;  // words of a part: pairs of numbers, and a logarithm
@@ -212,6 +212,7 @@ struct Shared {
   u64 filled[NUM_STAGES], emptied[NUM_STAGES];
   Step step;
   float parts[WARPS][HEAD_DIM + 2];
+  alignas(16) float2 turns[IS_ROTARY ? ROWS : 1][HALF];  // cosines and sines of the step's place
   alignas(16) float moments[MOMENTS][WARPS];
   alignas(16) float sums[TILES * 8][ROWS][WARPS + 4];  // neighbours in different banks
   alignas(16) u16 inputs[ROWS][WIDEST + PADDED];
@@ -269,10 +270,13 @@ struct Weights {
   static constexpr int PER = share_of(OUTPUTS);
   static constexpr int CHUNKS = INPUTS / 32;
   static constexpr int PIECES = (CHUNKS + TILE_CHUNKS - 1) / TILE_CHUNKS;  // tiles over all inputs
-  static constexpr int PIECE = (CHUNKS + PIECES - 1) / PIECES;             // chunks of all but the last one
+  static constexpr int SHARE = (CHUNKS + PIECES - 1) / PIECES;
+  // Chunks of all but the last one, so that warps have as many of each.
+  static constexpr int PIECE = smaller((SHARE + WARPS - 1) / WARPS * WARPS, TILE_CHUNKS);
   static constexpr int NUM_TILES = (MATRICES * PER + 7) / 8 * PIECES;
   static constexpr int STEPS = (PIECE + WARPS - 1) / WARPS;  // chunks of a tile that a warp multiplies
-  static constexpr int TOGETHER = smaller(smaller(NUM_TILES, 4), NUM_STAGES);
+  static constexpr int ROUNDS = (NUM_TILES + 3) / 4;
+  static constexpr int TOGETHER = (NUM_TILES + ROUNDS - 1) / ROUNDS;  // what registers hold
 
   uint4 held[TOGETHER][STEPS];
 
@@ -328,7 +332,7 @@ struct Weights {
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
           const int chunk = warp * STEPS + step;
-          if (is_whole() || chunk < chunks_of(first + j))
+          if (is_whole(first + j) || chunk < chunks_of(first + j))
             held[j][step] = *(const uint4*)(mine + chunk * CHUNK);
         }
         ahead.advance();
@@ -342,8 +346,8 @@ struct Weights {
       }
   }
 
-  // Whether all warps have as many chunks of each tile.
-  static __device__ constexpr bool is_whole() { return CHUNKS % PIECES == 0 && PIECE % WARPS == 0; }
+  // Whether all warps have as many chunks of a tile.
+  static __device__ __forceinline__ bool is_whole(int tile) { return chunks_of(tile) == STEPS * WARPS; }
 };
 
 // The inputs of a product as a thread brings them: two neighbours of every 2 THREADS.
@@ -547,6 +551,7 @@ __device__ __forceinline__ void multiply(
   const int output = lane / 4, row = IS_PAIRED ? lane % 2 * 2 : lane % 4 * 2;
   Chunk chunks[W::STEPS];
   float sum[2] = {};
+// Few, because each layer has to bring the code anew to where it is run from.
 #pragma unroll(W::NUM_TILES <= 8 ? W::NUM_TILES : 1)
   for (int first = 0; first < W::NUM_TILES; first += W::TOGETHER) {
     if (first > 0) weights.take(shared, place, first);
@@ -558,7 +563,7 @@ __device__ __forceinline__ void multiply(
 #pragma unroll
       for (int step = 0; step < W::STEPS; step++) {
         const int chunk = warp * W::STEPS + step;
-        const bool is_chunk = W::is_whole() || chunk < W::chunks_of(tile);
+        const bool is_chunk = W::is_whole(tile) || chunk < W::chunks_of(tile);
         if ((W::PIECES > 1 || tile == 0) && is_chunk) chunks[step].take(shared, piece * W::PIECE + chunk);
         if (is_chunk) chunks[step].multiply_add_to(sums, step, weights.held[j][step]);
       }
@@ -775,33 +780,40 @@ __device__ __forceinline__ float sum_over_lanes(float x) {
   return x;
 }
 
+__device__ __forceinline__ void unpack(uint4 x, float (&y)[8]) {
+  y[0] = low(x.x), y[1] = high(x.x), y[2] = low(x.y), y[3] = high(x.y);
+  y[4] = low(x.z), y[5] = high(x.z), y[6] = low(x.w), y[7] = high(x.w);
+}
+
 // Normalise a query or key if there is a gain, and turn it to its place if positions are rotary.
-__device__ __forceinline__ void turn(float (&x)[8], const u16* gain, const float* frequencies, int place) {
+__device__ __forceinline__ void turn(float (&x)[8], uint4 gains, const float2* turns) {
   const int d = threadIdx.x % LANES * 8;
   if (HAS_GAIN) {
-    float square = 0.f;
+    float gain[8], square = 0.f;
+    unpack(gains, gain);
 #pragma unroll
     for (int j = 0; j < 8; j++) square += x[j] * x[j];
     const float scale = rsqrtf(sum_over_lanes(square) / HEAD_DIM + 1e-6f);
 #pragma unroll
-    for (int j = 0; j < 8; j++) x[j] *= scale * number(gain[d + j]);
+    for (int j = 0; j < 8; j++) x[j] *= scale * gain[j];
   }
   if (IS_ROTARY) {
-    constexpr int HALF = HEAD_DIM / 2;
+    float other[8];  // dimension d is paired with d + Dh/2
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-      // Dimension d is paired with d + Dh/2.
-      const float other = LANES > 1 ? __shfl_xor_sync(FULL, x[j], LANES / 2) : x[(j + HALF) % 8];
-      const float angle = place * frequencies[(d + j) % HALF];
-      const float turned = x[j] * cosf(angle) + (d + j < HALF ? -other : other) * sinf(angle);
-      if (LANES > 1) x[j] = turned;
+    for (int j = 0; j < 8; j++)
+      other[j] = LANES > 1 ? __shfl_xor_sync(FULL, x[j], LANES / 2) : x[(j + HALF) % 8];
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+      const float4 two = *(const float4*)&turns[(d + j) % HALF];  // cosine and sine, twice
+      x[j] = x[j] * two.x + (d + j < HALF ? -other[j] : other[j]) * two.y;
+      x[j + 1] = x[j + 1] * two.z + (d + j < HALF ? -other[j + 1] : other[j + 1]) * two.w;
     }
   }
 }
 
-__device__ __forceinline__ void unpack(uint4 x, float (&y)[8]) {
-  y[0] = low(x.x), y[1] = high(x.x), y[2] = low(x.y), y[3] = high(x.y);
-  y[4] = low(x.z), y[5] = high(x.z), y[6] = low(x.w), y[7] = high(x.w);
+// The place of the step in a row, which is `length` but for what the row has hidden before it.
+__device__ __forceinline__ int place_of(const Step& step, int row, int length) {
+  return step.num_hidden == nullptr ? length : length - (int)step.num_hidden[row];
 }
 
 __device__ __forceinline__ uint4 packed8(const float (&x)[8]) {
@@ -841,10 +853,11 @@ __device__ __forceinline__ void attend(
     for (int j = 0; j < 4; j++) k[turn][j] = v[turn][j] = make_uint4(0, 0, 0, 0);
     if (turn == 0 || first + BLOCK_KEYS < last) ask_for(k[turn], v[turn], turn * BLOCK_KEYS);
   }
+  uint4 q_gain, k_gain;
+  if (IS_SELF && HAS_GAIN)
+    q_gain = *(const uint4*)(layer.q_gain + d), k_gain = *(const uint4*)(layer.k_gain + d);
   float taken[IS_SELF ? 3 : 1][8];
   const bool has_new = IS_SELF && part == 0;
-  int place = length;
-  if (IS_SELF && step.num_hidden != nullptr) place -= (int)step.num_hidden[row];
   if constexpr (IS_SELF) {
     const int key = DIM + kv_head * HEAD_DIM + d, places[3] = {head * HEAD_DIM + d, key, key + KV_DIM};
     take_heads<3>(step.qkv + row / 2 * QKV, places, row, tag, taken);
@@ -853,12 +866,13 @@ __device__ __forceinline__ void attend(
     take_heads<1>(step.query + row / 2 * DIM, places, row, tag, taken);
   }
   float (&q)[8] = taken[0], (&k_new)[8] = taken[IS_SELF ? 1 : 0], (&v_new)[8] = taken[IS_SELF ? 2 : 0];
-  if (IS_SELF) turn(q, layer.q_gain, step.frequencies, place);
+  const float2* turns = shared.turns[IS_ROTARY ? row : 0];
+  if (IS_SELF) turn(q, q_gain, turns);
 #pragma unroll
   for (int j = 0; j < 8; j++) q[j] *= SCALE;
   if (has_new) {
     // The step's own key is not read back: another block writes it.
-    turn(k_new, layer.k_gain, step.frequencies, place);
+    turn(k_new, k_gain, turns);
     const uint4 bits = packed8(k_new);
     unpack(bits, k_new);
     if (warp == 0 && lane < LANES && head % (HEADS / KV_HEADS) == 0) {
@@ -1022,6 +1036,14 @@ __device__ __forceinline__ void multiply_all(Shared& shared) {
   int share = (length + PARTS - 1) / PARTS;
   share = larger((share + BLOCK_KEYS - 1) / BLOCK_KEYS, 1) * BLOCK_KEYS;
   const int num_parts = larger((length + share - 1) / share, 1);
+
+  if (IS_ROTARY) {
+    for (int i = threadIdx.x; i < ROWS * HALF; i += THREADS) {
+      const float angle = place_of(step, i / HALF, length) * step.frequencies[i % HALF];
+      shared.turns[i / HALF][i % HALF] = make_float2(cosf(angle), sinf(angle));
+    }
+    synchronise();
+  }
 
   for (int number = 0; number < LAYERS; number++, tag++) {
     const Layer& layer = step.layers[number];

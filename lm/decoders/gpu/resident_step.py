@@ -31,7 +31,7 @@ MAX_STATES = 32
 """Of a memory that is folded."""
 MAX_PARTS = 8
 MIN_STAGES, MAX_STAGES = 4, 32
-"""Of the ring in which weights wait."""
+"""Of the ring in which weights wait; four are taken at once."""
 NUM_FIELDS = 35
 """64-bit numbers of the kernel's `Step` before its layers."""
 NUM_LAYER_FIELDS = 20
@@ -242,7 +242,8 @@ def num_stages(config: TransformerConfig, num_rows: int, device: torch.device) -
     fields = NUM_FIELDS + NUM_LAYER_FIELDS * config.num_layers
     parts_and_moments = NUM_WARPS * (config.head_dim + 2 + 16)
     sums = (max(-(-n // num_blocks(config, device)) for n in outputs) + 9) * num_rows * (NUM_WARPS + 4)
-    rest = 8 * fields + 4 * (parts_and_moments + sums) + 2 * num_rows * (max(inputs) + 32) + 256
+    turns = num_rows * config.head_dim
+    rest = 8 * fields + 4 * (parts_and_moments + turns + sums) + 2 * num_rows * (max(inputs) + 32) + 256
     chunks = min(32, max(inputs) // 32)
     stage = 8 * 64 * (chunks + 1) + 16
     return max(0, min(MAX_STAGES, (max_shared_bytes(device) - rest) // stage))

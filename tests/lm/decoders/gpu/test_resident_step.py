@@ -140,6 +140,12 @@ def test_many_keys_are_attended_to_in_parts(
     assert error(found, expected) < 1e-2
 
 
+def test_heads_of_eight(device: torch.device) -> None:
+    lm = made(device, num_heads=8, num_layers=1)
+    ((found, expected),) = logits_of_last(lm, 1, 0, 3)
+    assert error(found, expected) < 1e-2
+
+
 def test_widths_that_do_not_divide_evenly(device: torch.device) -> None:
     lm = made(device, dim=544, num_heads=17, num_layers=1)
     ((found, expected),) = logits_of_last(lm, 2, 0, 2)
