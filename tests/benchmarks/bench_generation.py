@@ -1,6 +1,6 @@
 """How long a frame takes to generate, beside `transformers`, on the same weights.
 
-    python tests/benchmarks/bench_generation.py [--quick] [--rounds 3] [--device cuda]
+    python tests/benchmarks/bench_generation.py [--quick] [--rounds 3] [--device cuda] [--weights fp32 bf16]
 
 A MusicGen of the shape of `small` (24 layers of 1024, 16 heads, 4 codebooks of 2048, text of 768) with random
 weights is run by `transformers` and, imported, by Tokkata: greedily, after texts of one length, contestants
@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--weights", nargs="+", choices=["fp32", "bf16", "int8"], help="these alone")
     args = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     device = torch.device(args.device)
@@ -246,6 +247,7 @@ def main() -> None:
         model = musicgen(args.layers, args.dim).to(device)
     lm = TransformerLM.from_musicgen(model).to(device)
     formats: list[Weights] = ["fp32", "bf16"] if device.type == "cuda" else ["fp32", "bf16", "int8"]
+    formats = [weights for weights in formats if weights in (args.weights or formats)]
     generators: dict[str, Generator] = {}
     for weights in formats:
         begin = time.perf_counter()
@@ -258,8 +260,10 @@ def main() -> None:
         plain._prepared = GraphTransformer(prepared.lm, use_kernels=False)
     is_gpu = device.type == "cuda"
     models: dict[Weights, MusicgenForConditionalGeneration] = {"fp32": model}
-    if is_gpu:
+    if is_gpu and "bf16" in formats:
         models["bf16"] = copy.deepcopy(model).to(torch.bfloat16)
+    if is_gpu and "fp32" not in formats:
+        del models["fp32"]
     more = 64 if is_gpu else 16 if args.quick else 32
     compare(models, generators, 1 if args.quick else args.rounds, (4, 4 + more))
     del model, models

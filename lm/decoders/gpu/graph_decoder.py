@@ -28,7 +28,7 @@ from ...sampling import Sampling
 from ...transformer import KVCache, Surroundings, TransformerLM, sinusoids
 from ..decoder import Decoder, Draft, Prepared
 from .fused_step import FusedStep
-from .resident_step import ResidentStep
+from .resident_step import ResidentStep, TwoResidentSteps
 from .triton_step import TritonStep
 
 BUCKET = 256
@@ -81,7 +81,7 @@ class GraphTransformer(Prepared):
 
 def fused_step_for(lm: TransformerLM, num_rows: int) -> type[FusedStep] | None:
     """The fastest kernels of our own that can do a step of a model for this many rows."""
-    kinds: tuple[type[FusedStep], ...] = (ResidentStep, TritonStep)
+    kinds: tuple[type[FusedStep], ...] = (ResidentStep, TwoResidentSteps, TritonStep)
     return next((kind for kind in kinds if kind.can_run(lm, num_rows)), None)
 
 

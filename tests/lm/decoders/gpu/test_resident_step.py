@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokkata.core.conditions import Condition, Conditions, GivenConditions
+from tokkata.core.conditions import Condition, Conditions, GivenConditions, hide_all, join
 from tokkata.core.schema_models import Lora
 from tokkata.lm.decoders.decoder import Draft
 from tokkata.lm.decoders.gpu import graph_decoder, nvrtc, resident_step
 from tokkata.lm.decoders.gpu.graph_decoder import GraphDecoder, GraphTransformer
-from tokkata.lm.decoders.gpu.resident_step import ResidentStep, kernel, runs_resident
+from tokkata.lm.decoders.gpu.resident_step import ResidentStep, TwoResidentSteps, kernel, runs_resident
 from tokkata.lm.decoders.transformer_decoder import PlainTransformer
 from tokkata.lm.lora import add_adapters
 from tokkata.lm.sampling import Sampling
@@ -75,30 +75,41 @@ def given(lm: TransformerLM, num_clips: int, seed: int = 0) -> GivenConditions:
 
 
 def logits_of_last(
-    lm: TransformerLM, num_clips: int, num_known: int, num_steps: int, seeds: tuple[int, ...] = (0,)
+    lm: TransformerLM,
+    num_clips: int,
+    num_known: int,
+    num_steps: int,
+    seeds: tuple[int, ...] = (0,),
+    *,
+    is_guided: bool = False,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """For each seed, of the last of `num_steps` steps after some that are known: the kernel's, and those of
     the model in float32."""
     total = num_known + num_steps
+    num_rows = 2 * num_clips if is_guided else num_clips
+
+    def conditions(seed: int) -> GivenConditions:
+        told = given(lm, num_clips, seed)
+        return join(told, hide_all(told)) if is_guided else told
+
     tokens = torch.randint(0, 11, (num_clips, 2, total + 1), generator=torch.Generator().manual_seed(0))
     tokens = tokens.to(lm.device)
     noise = torch.ones(num_clips, 2, total, device=lm.device)
-    draft = Draft(tokens, torch.zeros_like(noise, dtype=torch.bool), noise, Sampling(0.0))
+    sampling = Sampling(0.0, cfg_scale=3.0 if is_guided else 1.0)
+    draft = Draft(tokens, torch.zeros_like(noise, dtype=torch.bool), noise, sampling)
+    known = tokens[:, :, :total].repeat(num_rows // num_clips, 1, 1)
     found = []
     with torch.inference_mode():
         plain = [
-            PlainTransformer(lm)
-            .decoder(given(lm, num_clips, seed), num_clips, total)
-            .feed(tokens[:, :, :total])
-            for seed in seeds
+            PlainTransformer(lm).decoder(conditions(seed), num_rows, total).feed(known) for seed in seeds
         ]
         prepared = GraphTransformer(lm.to(torch.bfloat16), use_kernels=True)
         for seed, expected in zip(seeds, plain, strict=True):
-            decoder = prepared.decoder(given(lm, num_clips, seed), num_clips, total)
+            decoder = prepared.decoder(conditions(seed), num_rows, total)
             assert isinstance(decoder, GraphDecoder)
             decoder.run(draft, num_known, total)
             step = decoder._fused_step
-            assert isinstance(step, ResidentStep)
+            assert isinstance(step, ResidentStep if num_rows <= 8 else TwoResidentSteps)
             found.append((step.logits.clone(), expected))
             decoder.close()
     return found
@@ -152,6 +163,13 @@ def test_widths_that_do_not_divide_evenly(device: torch.device) -> None:
     assert error(found, expected) < 1e-2
 
 
+@pytest.mark.parametrize(("num_clips", "is_guided"), [(9, False), (5, True)])
+def test_more_rows_take_two_launches(num_clips: int, is_guided: bool, device: torch.device) -> None:
+    lm = made(device, num_layers=1)
+    for found, expected in logits_of_last(lm, num_clips, 0, 2, seeds=(0, 1), is_guided=is_guided):
+        assert error(found, expected) < 1e-2
+
+
 def test_a_ring_that_is_as_short_as_it_may_be(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = made(device, dim=128, num_heads=8, **MUSICGEN)
     assert resident_step.num_stages(lm.config, 2, device) > resident_step.MIN_STAGES
@@ -183,6 +201,8 @@ def test_what_it_is_not_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     lm = made(cpu).to(torch.bfloat16)
     assert graph_decoder.fused_step_for(lm, 8) is ResidentStep
+    assert graph_decoder.fused_step_for(lm, 16) is TwoResidentSteps
+    assert graph_decoder.fused_step_for(lm, 17) is None
     assert not ResidentStep.can_run(lm, 9)
     assert not ResidentStep.can_run(made(cpu), 2)
     assert not ResidentStep.can_run(made(cpu, dim=48).to(torch.bfloat16), 2)  # heads of 12
