@@ -225,8 +225,8 @@ class ResidentStep(FusedStep):
 class TwoResidentSteps(FusedStep):
     """Two launches for more rows than one takes, of half of them each.
 
-    Both read all weights. Twice 8 rows of MusicGen small take 1.3 to 2.1 ms on an H200 (`bench_steps.py`), where
-    PyTorch's step takes 2.1 for any number of rows, and more when the cache is filled.
+    Both read all weights. Twice 8 rows of MusicGen small take 1.3 to 2.1 ms on an H200 (`bench_steps.py`),
+    where PyTorch's step takes 2.1 for any number of rows, and more when the cache is filled.
     """
 
     @classmethod
