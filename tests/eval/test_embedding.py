@@ -99,7 +99,8 @@ def test_frames_are_as_many_as_told(shipped: Embedding, num_samples: int, batch:
     assert frames.shape == (batch, shipped.frames(num_samples), shipped.info.width)
     assert frames.dtype == torch.float32
     assert torch.isfinite(frames).all()
-    torch.testing.assert_close(frames[-1:], shipped.embed(0.1 * audio[-1:]), rtol=0, atol=1e-4)
+    # Products of another batch size round otherwise; numbers go up to some 60.
+    torch.testing.assert_close(frames[-1:], shipped.embed(0.1 * audio[-1:]), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 16000), (1, 2, 16000), (1, 1, 0)])
