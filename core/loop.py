@@ -109,6 +109,9 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
         nonlocal asked_to_stop
         asked_to_stop = True
 
+    def is_due(every: int) -> bool:
+        return step % every == 0 or step == config.steps
+
     previous_handler = signal.signal(signal.SIGTERM, ask_to_stop)
     scores: dict[str, float] = {}
     mfu = mfu_per_speed(accelerator, config.precision, job.flops_per_unit)
@@ -145,21 +148,18 @@ def train(job: Job, config: Train, run_folder: Path) -> None:
                 step += 1
                 average.update(step)
                 at_end = step == config.steps
-                is_due = at_end or any(
-                    step % every == 0
-                    for every in (config.log_every, config.validate_every, config.save_every)
-                )
-                guard.judge(up_to_now=is_due)
+                intervals = config.log_every, config.validate_every, config.save_every
+                guard.judge(up_to_now=any(is_due(every) for every in intervals))
                 if guard.stopping:
                     guard.judge(up_to_now=True)
-                if step % config.log_every == 0 or at_end:
+                if is_due(config.log_every):
                     log.write(step, learning_rate(config, step - 1))
-                if step % config.validate_every == 0 or at_end:
+                if is_due(config.validate_every):
                     with average.in_place() as module:
                         scores = job.validate(module)
                         previews.write(module, step, log)
                     log.write_validation(step, scores)
-                if (step % config.save_every == 0 and not guard.suspect) or at_end or guard.stopping:
+                if (is_due(config.save_every) and not guard.suspect) or at_end or guard.stopping:
                     joined = {name: torch.cat([part[name] for part in carried]) for name in job.carried}
                     keep = config.keep_checkpoints
                     save_checkpoint(checkpoints, step, accelerator, average, joined, keep)
