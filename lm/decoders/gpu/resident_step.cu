@@ -100,8 +100,9 @@ __device__ __forceinline__ void write_word(u64* p, u32 value, u32 tag) {
   asm volatile("st.volatile.global.v2.b32 [%0], {%1,%2};" ::"l"(p), "r"(value), "r"(tag));
 }
 
-__device__ __forceinline__ void ask_for_line(const char* p) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+// Have bytes brought into the L2 cache.
+__device__ __forceinline__ void prefetch(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 
 // What the lane at `distance` has. Unlike an intrinsic function it stays where it is among barriers.
@@ -140,6 +141,9 @@ constexpr int WARPS = NUM_WARPS;  // that multiply
 constexpr int THREADS = 32 * WARPS;
 // One more warp fetches weights; registers are given to four together.
 constexpr int ALL_THREADS = THREADS + 128;
+// A launch of so many threads has 168 registers for each. Who wants more than there are waits for ever.
+constexpr int MULTIPLYING = 224, FETCHING = 56;
+static_assert(MULTIPLYING * THREADS + FETCHING * 128 <= 168 * ALL_THREADS);
 static_assert(WARPS == 8);
 constexpr int PAIRS = (ROWS + 1) / 2;
 constexpr int KV_DIM = KV_HEADS * HEAD_DIM;
@@ -239,14 +243,6 @@ __device__ __forceinline__ float sum_over_warps(const float* x) {
     sum += (four.x + four.y) + (four.z + four.w);
   }
   return sum;
-}
-
-// Have rows `first` to `limit` of a matrix brought into the L2 cache.
-__device__ __forceinline__ void prefetch(const u16* matrix, int first, int limit, int width) {
-  const char* p = (const char*)(matrix + (i64)first * width);
-  const int bytes = (limit - first) * width * 2;
-#pragma unroll 1
-  for (int place = 128 * threadIdx.x; place < bytes; place += 128 * THREADS) ask_for_line(p + place);
 }
 
 // ------------------------------------------------------------------------------------------------ products
@@ -991,12 +987,41 @@ __device__ __forceinline__ float embedded(const Step& step, int row, int d, i64 
   return x;
 }
 
-// Weights of all products, in the order in which they are multiplied.
+// How attention is shared out: a task is one head of one row over one part of the earlier keys.
+struct Tasks {
+  int length, share, num_parts, count;  // of all keys, and of those of a part but the last
+
+  __device__ __forceinline__ Tasks(const Step& step, i64 position) {
+    length = (int)(position + step.num_prepended);
+    share = (length + PARTS - 1) / PARTS;
+    share = larger((share + BLOCK_KEYS - 1) / BLOCK_KEYS, 1) * BLOCK_KEYS;
+    num_parts = larger((length + share - 1) / share, 1);
+    count = ROWS * HEADS * num_parts;
+  }
+
+  // Have the keys and values of this block's tasks brought into the L2 cache, by one warp.
+  __device__ __forceinline__ void prefetch_keys(const Step& step, const Layer& layer) const {
+#pragma unroll 1
+    for (int task = blockIdx.x + threadIdx.x % 32 * BLOCKS; task < count; task += 32 * BLOCKS) {
+      const int row = task / HEADS % ROWS, kv_head = task % HEADS / (HEADS / KV_HEADS);
+      const int first = task / (HEADS * ROWS) * share, num_keys = smaller(share, length - first);
+      const i64 offset = row * step.cache_row_stride + kv_head * step.cache_head_stride + first * HEAD_DIM;
+      if (num_keys <= 0) continue;
+      prefetch(layer.keys + offset, num_keys * HEAD_DIM * 2);
+      prefetch(layer.values + offset, num_keys * HEAD_DIM * 2);
+    }
+  }
+};
+
+// Weights of all products, in the order in which they are multiplied, into the ring; and before those of a
+// layer its keys, which so have most of a layer's time to come as near as the cache.
 __device__ __forceinline__ void fetch_all(Shared& shared) {
   const Step& step = shared.step;
+  const Tasks tasks(step, *step.position);
   RingPlace place;
   for (int number = 0; number < LAYERS; number++) {
     const Layer& layer = step.layers[number];
+    tasks.prefetch_keys(step, layer);
     Weights<DIM, QKV, 1>::fetch(shared, place, layer.qkv);
     Weights<DIM, DIM, 1>::fetch(shared, place, layer.out);
 #if IS_FOLDED
@@ -1032,14 +1057,10 @@ __device__ __forceinline__ void multiply_all(Shared& shared) {
     write_word(step.x + (i64)pair * DIM + n, packed(residual.x[round][0], residual.x[round][1]), tag);
   }
 
-  const int length = (int)(position + step.num_prepended);
-  int share = (length + PARTS - 1) / PARTS;
-  share = larger((share + BLOCK_KEYS - 1) / BLOCK_KEYS, 1) * BLOCK_KEYS;
-  const int num_parts = larger((length + share - 1) / share, 1);
-
+  const Tasks tasks(step, position);
   if (IS_ROTARY) {
     for (int i = threadIdx.x; i < ROWS * HALF; i += THREADS) {
-      const float angle = place_of(step, i / HALF, length) * step.frequencies[i % HALF];
+      const float angle = place_of(step, i / HALF, tasks.length) * step.frequencies[i % HALF];
       shared.turns[i / HALF][i % HALF] = make_float2(cosf(angle), sinf(angle));
     }
     synchronise();
@@ -1047,23 +1068,13 @@ __device__ __forceinline__ void multiply_all(Shared& shared) {
 
   for (int number = 0; number < LAYERS; number++, tag++) {
     const Layer& layer = step.layers[number];
-    const int num_tasks = ROWS * HEADS * num_parts;
-    for (int task = blockIdx.x; task < num_tasks; task += BLOCKS) {
-      const int row = task / HEADS % ROWS, kv_head = task % HEADS / (HEADS / KV_HEADS),
-                part = task / (HEADS * ROWS);
-      const i64 offset = row * step.cache_row_stride + kv_head * step.cache_head_stride;
-      const int last = smaller((part + 1) * share, length);
-      if (part * share < last) {
-        prefetch(layer.keys + offset, part * share, last, HEAD_DIM);
-        prefetch(layer.values + offset, part * share, last, HEAD_DIM);
-      }
-    }
     product<DIM, QKV, 1, true, SEND>(
         shared, place, step.x, step.qkv, nullptr, layer.attention_gain, layer.qkv_shifts, tag, tag, residual);
-    for (int task = blockIdx.x; task < num_tasks; task += BLOCKS)
+    for (int task = blockIdx.x; task < tasks.count; task += BLOCKS)
       attend<true>(
-          shared, layer, task / HEADS % ROWS, task % HEADS, task / (HEADS * ROWS), tag, length, share);
-    product_of_heads<PARTS>(shared, place, step.parts, step.after_attention, tag, num_parts, residual);
+          shared, layer, task / HEADS % ROWS, task % HEADS, task / (HEADS * ROWS), tag, tasks.length,
+          tasks.share);
+    product_of_heads<PARTS>(shared, place, step.parts, step.after_attention, tag, tasks.num_parts, residual);
 #if IS_FOLDED
     product<DIM, ROWS * SCORES, 1, true, SCORE>(
         shared, place, step.after_attention, step.scores, nullptr, layer.cross_gain, layer.query_shifts, tag,
@@ -1106,12 +1117,11 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1) resident_step(const
     show_barriers();
   }
   __syncthreads();
-  // 65,536 registers are shared out.
   if (threadIdx.x < THREADS) {
-    take_registers<232>();
+    take_registers<MULTIPLYING>();
     multiply_all(shared);
   } else {
-    give_registers<40>();
+    give_registers<FETCHING>();
     if (threadIdx.x < THREADS + 32) fetch_all(shared);
   }
 }

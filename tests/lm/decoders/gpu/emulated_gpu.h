@@ -242,7 +242,9 @@ inline void write_word(unsigned long long* p, unsigned value, unsigned tag) {
   *p = (unsigned long long)tag << 32 | value;
   progress++;
 }
-inline void ask_for_line(const char*) {}
+inline void prefetch(const void* from, int bytes) {
+  if (((uintptr_t)from | bytes) % 16 != 0 || bytes <= 0) std::abort();
+}
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned places) {
   const unsigned long long both = (unsigned long long)high << 32 | low;
   may_be_overtaken();
