@@ -242,6 +242,14 @@ def test_it_compiles_for_gpus_that_are_not_here(
         nvrtc.machine_code("resident_step", {}, capability)
 
 
+def test_a_trial_tells_wrong_results(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = torch.get_rng_state()
+    assert resident_step.trial(device) is None
+    assert torch.equal(torch.get_rng_state(), state)
+    monkeypatch.setattr(ResidentStep, "launch", lambda self, tokens: self.logits.fill_(0.01))
+    assert resident_step.trial(device) == "its results are wrong"
+
+
 def test_a_machine_without_the_compiler(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +263,6 @@ def test_a_machine_without_the_compiler(
         assert not runs_resident(torch.device("cuda"))
     runs_resident.cache_clear()
     assert capsys.readouterr().err == (
-        "generation: the kernel for bfloat16 cannot be compiled (libnvrtc.so.99: cannot open shared object"
-        " file); using others\n"
+        "generation: the kernel for bfloat16 cannot be used on cuda"
+        " (libnvrtc.so.99: cannot open shared object file); using others\n"
     )
