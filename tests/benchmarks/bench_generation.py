@@ -259,11 +259,11 @@ def main() -> None:
         assert isinstance(prepared, GraphTransformer)
         plain._prepared = GraphTransformer(prepared.lm, use_kernels=False)
     is_gpu = device.type == "cuda"
-    models: dict[Weights, MusicgenForConditionalGeneration] = {"fp32": model}
+    models: dict[Weights, MusicgenForConditionalGeneration] = {}
+    if "fp32" in formats or not is_gpu:
+        models["fp32"] = model
     if is_gpu and "bf16" in formats:
         models["bf16"] = copy.deepcopy(model).to(torch.bfloat16)
-    if is_gpu and "fp32" not in formats:
-        del models["fp32"]
     more = 64 if is_gpu else 16 if args.quick else 32
     compare(models, generators, 1 if args.quick else args.rounds, (4, 4 + more))
     del model, models

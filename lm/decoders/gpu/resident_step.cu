@@ -152,13 +152,15 @@ constexpr int LANES = HEAD_DIM / 8;  // that share a key
 constexpr int HALF = HEAD_DIM / 2;
 constexpr int KEYS_OF_WARP = 32 / LANES;
 constexpr int BLOCK_KEYS = 4 * KEYS_OF_WARP * WARPS;
-constexpr int PART = HEAD_DIM / 2 + 1;  // words of a part: pairs of numbers, and a logarithm
+constexpr int PART = HALF + 1;  // words of a part: pairs of numbers, and a logarithm
 constexpr int MOMENTS = ROWS == 1 ? 2 : ROWS == 2 ? 4 : ROWS <= 4 ? 8 : 16;  // twice the rows, or more
 constexpr int PADDED = 32;  // between rows of inputs, so that two rows lie in different banks
 
 __device__ constexpr int share_of(int outputs) { return (outputs + BLOCKS - 1) / BLOCKS; }
 __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+// How often each thread sends, where one sends two rows of an output.
+__device__ constexpr int rounds_of(int share) { return (share * PAIRS + THREADS - 1) / THREADS; }
 
 constexpr int PER_QKV = share_of(QKV);
 constexpr int PER_DIM = share_of(DIM);
@@ -277,6 +279,9 @@ struct Weights {
   uint4 held[TOGETHER][STEPS];
 
   static __device__ __forceinline__ bool has_any() { return blockIdx.x * PER < OUTPUTS; }
+  static __device__ __forceinline__ bool has(int tile) {
+    return NUM_TILES % TOGETHER == 0 || tile < NUM_TILES;
+  }
 
   static __device__ __forceinline__ int chunks_of(int tile) {
     return PIECES == 1 ? CHUNKS : smaller(PIECE, CHUNKS - tile % PIECES * PIECE);
@@ -309,21 +314,20 @@ struct Weights {
   // anything: nobody asks for those sums.
   __device__ __forceinline__ void take(Shared& shared, RingPlace& place, int first) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    RingPlace ahead = place;
+    RingPlace ahead;
     for (;;) {
       bool is_there = true;
       ahead = place;
 #pragma unroll
       for (int j = 0; j < TOGETHER; j++)
-        if (NUM_TILES % TOGETHER == 0 || first + j < NUM_TILES)
-          is_there &= has_ended(&shared.filled[ahead.stage], ahead.turn), ahead.advance();
+        if (has(first + j)) is_there &= has_ended(&shared.filled[ahead.stage], ahead.turn), ahead.advance();
       if (is_there) break;
       yield();
     }
     ahead = place;
 #pragma unroll
     for (int j = 0; j < TOGETHER; j++)
-      if (NUM_TILES % TOGETHER == 0 || first + j < NUM_TILES) {
+      if (has(first + j)) {
         const char* mine = shared.ring[ahead.stage] + lane / 4 * TILE_PITCH + lane % 4 * 16;
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
@@ -336,7 +340,7 @@ struct Weights {
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < TOGETHER; j++)
-      if (NUM_TILES % TOGETHER == 0 || first + j < NUM_TILES) {
+      if (has(first + j)) {
         if (lane == 0) arrive(&shared.emptied[place.stage]);
         place.advance();
       }
@@ -443,7 +447,7 @@ __device__ __forceinline__ void take_parts(Shared& shared, const u64* from, u32 
         for (int row = 0; row < ROWS; row++) {
           const int j = smaller(threadIdx.x + round * THREADS, DIM / 2 - 1);
           u32 found;
-          const u64* p = from + (row * HEADS + j / (HEAD_DIM / 2)) * PART + j % (HEAD_DIM / 2);
+          const u64* p = from + (row * HEADS + j / HALF) * PART + j % HALF;
           read_word(p, both[round][row], found);
           is_there &= found == tag;
         }
@@ -465,7 +469,7 @@ __device__ __forceinline__ void take_parts(Shared& shared, const u64* from, u32 
 #pragma unroll
     for (int round = 0; round < ROUNDS; round++) {
       const int j = smaller(threadIdx.x + round * THREADS, DIM / 2 - 1);
-      const int head = j / (HEAD_DIM / 2), place = j % (HEAD_DIM / 2);
+      const int head = j / HALF, place = j % HALF;
 #pragma unroll
       for (int row = 0; row < ROWS; row++)
 #pragma unroll
@@ -554,7 +558,7 @@ __device__ __forceinline__ void multiply(
 #pragma unroll
     for (int j = 0; j < W::TOGETHER; j++) {
       const int tile = first + j, piece = tile % W::PIECES;
-      if (W::NUM_TILES % W::TOGETHER != 0 && tile >= W::NUM_TILES) continue;
+      if (!W::has(tile)) continue;
       float sums[2][4] = {};  // sums that wait for one another take their time
 #pragma unroll
       for (int step = 0; step < W::STEPS; step++) {
@@ -579,7 +583,7 @@ __device__ __forceinline__ void multiply(
 }
 
 // What a thread keeps of the residual stream: two rows of an output that is its own in every product.
-constexpr int RESIDUALS = (PER_DIM * PAIRS + THREADS - 1) / THREADS;
+constexpr int RESIDUALS = rounds_of(PER_DIM);
 struct Residual {
   float x[RESIDUALS][2];
 };
@@ -589,7 +593,7 @@ struct Residual {
 // the last two for every output; without a mean they are not needed.
 template <bool HAS_NORM, int OUTPUTS, int MATRICES>
 struct Shifts {
-  static constexpr int ROUNDS = (share_of(OUTPUTS) * PAIRS + THREADS - 1) / THREADS;
+  static constexpr int ROUNDS = rounds_of(share_of(OUTPUTS));
   float2 shift[ROUNDS][MATRICES];
 
   // Ask for those of the outputs that this thread sends.
@@ -629,7 +633,7 @@ __device__ __forceinline__ void send(
     const Shifts<HAS_NORM, OUTPUTS, MATRICES>& shifts) {
   constexpr int PER = share_of(OUTPUTS);
 #pragma unroll
-  for (int round = 0; round < (PER * PAIRS + THREADS - 1) / THREADS; round++) {
+  for (int round = 0; round < rounds_of(PER); round++) {
     const int o = (threadIdx.x + round * THREADS) / PAIRS, pair = (threadIdx.x + round * THREADS) % PAIRS;
     const int n = blockIdx.x * PER + o;
     if (o >= PER || n >= OUTPUTS) continue;
@@ -807,11 +811,6 @@ __device__ __forceinline__ void turn(float (&x)[8], uint4 gains, const float2* t
   }
 }
 
-// The place of the step in a row, which is `length` but for what the row has hidden before it.
-__device__ __forceinline__ int place_of(const Step& step, int row, int length) {
-  return step.num_hidden == nullptr ? length : length - (int)step.num_hidden[row];
-}
-
 __device__ __forceinline__ uint4 packed8(const float (&x)[8]) {
   return make_uint4(packed(x[0], x[1]), packed(x[2], x[3]), packed(x[4], x[5]), packed(x[6], x[7]));
 }
@@ -946,11 +945,11 @@ __device__ __forceinline__ void attend(
   }
   synchronise();
   const int pair = threadIdx.x;
-  if (pair <= HEAD_DIM / 2) {
+  if (pair <= HALF) {
     float highest = -1e30f, sum = 0.f, a = 0.f, b = 0.f;
 #pragma unroll
     for (int w = 0; w < WARPS; w++) highest = fmaxf(highest, shared.parts[w][HEAD_DIM]);
-    const int at = pair < HEAD_DIM / 2 ? 2 * pair : 0;
+    const int at = pair < HALF ? 2 * pair : 0;
 #pragma unroll
     for (int w = 0; w < WARPS; w++) {
       const float scaled = power_of_two(shared.parts[w][HEAD_DIM] - highest);
@@ -959,7 +958,7 @@ __device__ __forceinline__ void attend(
     }
     const float inverse = sum == 0.f ? 1.f : 1.f / sum;
     u64* to = (IS_SELF ? step.parts : step.cross) + (i64)((part * ROWS + row) * HEADS + head) * PART;
-    if (pair < HEAD_DIM / 2)
+    if (pair < HALF)
       write_word(to + pair, packed(a * inverse, b * inverse), tag);
     else if (IS_SELF)
       write_word(to + pair, __float_as_uint(sum == 0.f ? -1e30f : highest + log2f(sum)), tag);
@@ -968,6 +967,11 @@ __device__ __forceinline__ void attend(
 }
 
 // ------------------------------------------------------------------------------------------------ the step
+
+// The place of the step in a row, which is `length` but for what the row has hidden before it.
+__device__ __forceinline__ int place_of(const Step& step, int row, int length) {
+  return step.num_hidden == nullptr ? length : length - (int)step.num_hidden[row];
+}
 
 // The sum of embeddings, of conditions and of the position's sinusoids.
 __device__ __forceinline__ float embedded(const Step& step, int row, int d, i64 position) {
@@ -979,9 +983,8 @@ __device__ __forceinline__ float embedded(const Step& step, int row, int d, i64 
             [(codebook * (LOGITS / CODEBOOKS + 1) + token[codebook * step.codebook_stride]) * DIM + d]);
   if (step.added != nullptr) x += number(step.added[row * DIM + d]);
   if (!IS_ROTARY) {
-    i64 counted = position + step.num_prepended;
-    if (step.num_hidden != nullptr) counted -= step.num_hidden[row];
-    const float angle = counted * step.frequencies[d % (DIM / 2)];
+    const int place = place_of(step, row, (int)(position + step.num_prepended));
+    const float angle = place * step.frequencies[d % (DIM / 2)];
     x += d < DIM / 2 ? cosf(angle) : sinf(angle);
   }
   return x;
